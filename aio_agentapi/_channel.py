@@ -1,0 +1,272 @@
+"""
+The one road that every call takes.
+
+Theory of operation
+-------------------
+
+A call is encoded first, so that bad input costs no permit. Then, as often as it
+may: wait for a permit, send, read. Three things can be said of a sending.
+
+    it did not happen   a refusal, or no connection; the answer 1018 gives the
+                        permit back and stands in line again, as often as needed,
+                        and a lost connection attempt is repeated a few times
+    it may have         the answer was lost: a query whose repetition does no harm
+                        is sent again, anything else never
+    it happened         the record
+
+Once a sending may have happened, no later refusal proves the contrary: what a
+later sending is told says nothing about the first. Such a call ends with the
+record, or with the first doubt; only a query that changes nothing is free of it.
+
+A permit is held from :meth:`Gate.acquire` on, and each way out of
+:meth:`Channel._sent`, cancellation included, gives it back exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import attrs
+
+from aio_agentapi._gate import Gate
+from aio_agentapi._settings import Settings
+from aio_agentapi._transport import Transport
+from aio_agentapi._types import Json, Operation, Payment, Query
+from aio_agentapi._wire import Wire
+from aio_agentapi.errors import (
+    AgentAPIError,
+    BusyError,
+    GateTimeoutError,
+    NotSentError,
+    OutcomeUnknownError,
+    RefusedError,
+    UsageError,
+)
+
+T = TypeVar("T")
+
+_REPEATABLE: Final = frozenset({"read", "idempotent"})
+
+# Seconds before the second sending, doubled for each further one. Jittered, so
+# that calls which failed together do not come back together.
+_BACKOFF: Final = 0.2
+_BACKOFF_AT_MOST: Final = 5.0
+
+
+@attrs.define(eq=False)
+class Home:
+    """The event loop and the process that a manager lives in."""
+
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
+    _process: int = attrs.field(init=False, default=0)
+
+    def check(self) -> asyncio.AbstractEventLoop:
+        """
+        Return the running loop; the first one that asks becomes the home.
+
+        Raises:
+            UsageError: Another loop, or a forked process. Nothing was sent.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._process = loop, os.getpid()
+        # The process first: a fork's loop is another one as well.
+        if self._process != os.getpid():
+            msg = "the manager was made before a fork: make one in each process"
+            raise UsageError(msg)
+        if self._loop is not loop:
+            msg = "the manager belongs to another event loop: make one in each loop"
+            raise UsageError(msg)
+        return loop
+
+
+class _Call:
+    """How far one call has come: its clocks, its sendings, its doubt."""
+
+    __slots__ = ("busy", "deadline", "doubt", "sendings", "waited")
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.waited = 0.0
+        self.sendings = 0
+        self.busy: BusyError | None = None
+        self.doubt: OutcomeUnknownError | None = None
+
+
+@attrs.frozen(eq=False)
+class Channel:
+    """What all resources of a session share: one gate, one pool, one wire."""
+
+    settings: Settings
+    gate: Gate
+    _home: Home = attrs.field(alias="home")
+    _transport: Transport = attrs.field(alias="transport")
+    _wire: Wire = attrs.field(alias="wire")
+
+    async def call(self, query: Query[T]) -> T:
+        """
+        Ask, and ask again after an unknown outcome where that does no harm.
+
+        Args:
+            query: What to ask.
+
+        Returns:
+            The record in the answer.
+
+        Raises:
+            AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
+        """
+        again = query.operation.effect in _REPEATABLE
+        return await self._run(query.operation, query.body, again=again)
+
+    async def pay(self, payment: Payment[T]) -> T:
+        """
+        Move money; never sent again once it may have happened.
+
+        Args:
+            payment: What to move.
+
+        Returns:
+            The record in the answer.
+
+        Raises:
+            AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
+        """
+        return await self._run(payment.operation, payment.body, again=False)
+
+    async def aclose(self) -> None:
+        """
+        End every call: those in line at once, those in flight after ``drain``.
+
+        What is still in flight then is cut, and raises OutcomeUnknownError.
+        """
+        self.gate.close()
+        loop = asyncio.get_running_loop()
+        await self.gate.idle(loop.time() + self.settings.drain)
+        await self._transport.aclose()
+
+    async def _run(
+        self, operation: Operation[T], body: Mapping[str, Json], *, again: bool
+    ) -> T:
+        loop = self._home.check()
+        total = self.settings.deadline
+        call = _Call(None if total is None else loop.time() + total)
+        try:
+            text = self._wire.encode(body)
+            while True:
+                try:
+                    return await self._sent(call, operation, text)
+                except NotSentError as error:
+                    await self._rest(call, error)
+                except BusyError as error:
+                    # Only of a paced feed: it was read too early.
+                    await self._pace(call, error)
+                except OutcomeUnknownError as error:
+                    call.doubt = call.doubt or error
+                    if not again:
+                        raise
+                    await self._rest(call, error)
+        except AgentAPIError as error:
+            verdict = _verdict(call, operation, error)
+            self._sign(verdict, call, operation, body)
+        # After the block: its context would lead into the frames of a sending.
+        raise verdict
+
+    async def _sent(self, call: _Call, operation: Operation[T], text: bytes) -> T:
+        """Send once, as soon as the service has room for it."""
+        loop = asyncio.get_running_loop()
+        lane = self.settings.lane
+        path = self.settings.paths.get(operation.name, operation.name)
+        began = loop.time()
+        await self.gate.acquire(lane, self._patience(call, began))
+        held, took = True, None
+        try:
+            while True:
+                sent = loop.time()
+                call.waited += sent - began
+                until = sent + self.settings.timeout
+                if call.deadline is not None:
+                    until = min(until, call.deadline)
+                call.sendings += 1
+                call.busy = None
+                answer = await self._transport.send(path, text, until)
+                began = loop.time()
+                try:
+                    record = self._wire.decode(operation, *answer)
+                except BusyError as error:
+                    call.busy = error
+                    call.sendings -= 1
+                    if operation.paced:
+                        raise
+                except AgentAPIError:
+                    took = began - sent
+                    raise
+                else:
+                    took = began - sent
+                    return record
+                held = False
+                await self.gate.refused(lane, self._patience(call, began))
+                held = True
+        finally:
+            if held:
+                self.gate.release(lane, took)
+
+    def _patience(self, call: _Call, now: float) -> float | None:
+        """Return the loop's time until which the call may stand in line."""
+        patience = self.settings.max_wait
+        if patience is None:
+            return call.deadline
+        until = now + max(0.0, patience - call.waited)
+        return until if call.deadline is None else min(until, call.deadline)
+
+    async def _rest(self, call: _Call, error: AgentAPIError) -> None:
+        """Pause before the next sending; raise *error* where there is none."""
+        if call.sendings >= self.settings.attempts:
+            raise error
+        pause = min(_BACKOFF_AT_MOST, _BACKOFF * 2 ** (call.sendings - 1))
+        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
+        now = asyncio.get_running_loop().time()
+        if call.deadline is not None and now + pause >= call.deadline:
+            raise error
+        await asyncio.sleep(pause)
+
+    async def _pace(self, call: _Call, error: BusyError) -> None:
+        """Wait until the feed may be read again; raise *error* if that is too long."""
+        pause = self.settings.feed_interval
+        now = asyncio.get_running_loop().time()
+        until = self._patience(call, now)
+        if until is not None and now + pause > until:
+            raise error
+        call.waited += pause
+        await asyncio.sleep(pause)
+
+    def _sign(
+        self,
+        error: AgentAPIError,
+        call: _Call,
+        operation: Operation[T],
+        body: Mapping[str, Json],
+    ) -> None:
+        """Say in *error* which call it was, and make sure that no token is in it."""
+        scrub = self._transport.scrub
+        error.operation = operation.name
+        error.attempts = call.sendings
+        reference = body.get("reference")
+        error.reference = reference if isinstance(reference, str) else None
+        error.message = scrub(error.message)
+        if isinstance(error, RefusedError):
+            error.fields = tuple((scrub(name), scrub(why)) for name, why in error.fields)
+
+
+def _verdict(
+    call: _Call, operation: Operation[T], error: AgentAPIError
+) -> AgentAPIError:
+    """Say of a whole call what the end of its last sending does not prove."""
+    if isinstance(error, GateTimeoutError) and call.busy is not None:
+        error = call.busy
+    no_proof = call.doubt is not None and operation.effect != "read"
+    return call.doubt if no_proof and error.happened == "no" else error

@@ -1,0 +1,506 @@
+"""
+At most so many calls of one token at once, and a fair line for the others.
+
+Theory of operation
+-------------------
+
+Every permit is in exactly one place, and each place is counted:
+
+    in use    a call is in flight, or about to be
+    free      in the semaphore, there for the taking
+    withheld  the service would refuse it at present (others use the token too)
+
+    in use + free + withheld == limit, whatever is cancelled, late or refused
+
+The semaphore is the account of the free permits and nothing else. Nobody waits in
+it: it has one line for everybody, and searches it when a waiter is cancelled. The
+lines here are ordered dictionaries of futures, two for each lane: calls that the
+service refused stand before those that were never sent. A permit that is released
+while somebody waits goes straight to him, so a newcomer cannot take it first:
+newcomers take a free permit only when nobody waits.
+
+``share`` is how many permits the service admits at present. A refusal sets it to
+the number still in flight; nobody is woken then, since what was refused once would
+be refused again until one of ours completes. It grows by one after ``share`` good
+answers, by fewer if the last step up was refused. When nothing of ours completes,
+there is nothing to wait for, and one call in line is sent as a probe.
+
+Nothing here awaits between taking note of a change and carrying it out. The only
+suspension is a waiter's own future, and there one of three things is true: the
+future is cancelled and the waiter still counted in line; it is done and the permit
+is already the waiter's, who passes it on if he was cancelled meanwhile; or it has
+expired and he has left the line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Protocol, TypeAlias
+
+import attrs
+
+from aio_agentapi._settings import Settings
+from aio_agentapi._types import Lane
+from aio_agentapi.errors import ClosedError, GateFullError, GateTimeoutError
+
+# Seconds; below, a probe would come before a loaded service could complete a call.
+_PROBE_AFTER: Final = 0.1
+# Service times without a completion before the line is taken for stuck.
+_PROBE_TIMES: Final = 4
+# Seconds; above, a service that came free would stand idle for too long.
+_PROBE_AT_MOST: Final = 1.0
+# A refused step up makes the next wait so many times longer, to at most so many
+# rounds of `share` good answers: steps are cheap, refusals cost a round trip.
+_LONGER: Final = 4
+_ROUNDS_AT_MOST: Final = 8
+# With a single permit no share of it can be kept: the batch lane gets every fifth.
+_BATCH_TURN: Final = 5
+# How fast the estimate of the usual service time follows, per answer. It steps by
+# a ratio towards each answer, so that it settles at the median: a mean would be
+# carried away by one slow call.
+_FOLLOW: Final = 1.05
+
+
+@attrs.frozen(kw_only=True)
+class GateStatistics:
+    """
+    What a gate is doing, at one moment.
+
+    Attributes:
+        limit: Permits in all.
+
+        share: How many of them the service admits at present.
+
+        in_use: Calls that hold a permit.
+
+        withheld: Permits that nobody gets at present.
+
+        waiting: Calls in line, all lanes.
+
+        waiting_by_lane: The same, by lane.
+
+        admitted: Permits given out so far.
+
+        busy_answers: 1018 met so far.
+
+        peak: The most permits that were in use at once.
+    """
+
+    limit: int
+    share: int
+    in_use: int
+    withheld: int
+    waiting: int
+    waiting_by_lane: Mapping[Lane, int]
+    admitted: int
+    busy_answers: int
+    peak: int
+
+
+class Gate(Protocol):
+    """
+    At most ``limit`` calls of one token at once.
+
+    A permit that :meth:`acquire` or :meth:`refused` returned with is given back by
+    exactly one call of :meth:`release` or :meth:`refused`.
+    """
+
+    async def acquire(self, lane: Lane, until: float | None = None) -> None:
+        """
+        Wait for a permit.
+
+        First come, first served within a lane. After any error the gate is as if
+        the call had never come.
+
+        Args:
+            lane: Which line to stand in.
+
+            until: The loop's time at which to give up. None: never.
+
+        Raises:
+            GateTimeoutError: No permit came free in time. Nothing was sent.
+
+            GateFullError: Too many wait already. Nothing was sent.
+
+            ClosedError: The gate is closed. Nothing was sent.
+        """
+
+    def release(self, lane: Lane, took: float | None = None) -> None:
+        """
+        Give a permit back; the next in line has it at once.
+
+        Args:
+            lane: The lane it was acquired in.
+
+            took: Seconds to the service's answer. None: there was none, or it
+                does not tell whether the service had room.
+        """
+
+    async def refused(self, lane: Lane, until: float | None = None) -> None:
+        """
+        Give back a permit that the service answered with 1018, and wait again.
+
+        The call stands at the head of its lane, and goes on when one of ours
+        completes, or as a probe. Whatever happens, the old permit is given back.
+
+        Args:
+            lane: The lane it was acquired in.
+
+            until: The loop's time at which to give up. None: never.
+
+        Raises:
+            GateTimeoutError: No room in time. Nothing was sent.
+
+            ClosedError: The gate is closed. Nothing was sent.
+        """
+
+    def statistics(self) -> GateStatistics:
+        """Tell what the gate is doing."""
+
+    def close(self) -> None:
+        """Let nobody in any more; those in line get ``ClosedError``."""
+
+    async def idle(self, until: float) -> bool:
+        """
+        Wait until no permit is in use.
+
+        Args:
+            until: The loop's time at which to give up.
+
+        Returns:
+            Whether it came to that.
+        """
+
+
+_Line: TypeAlias = "OrderedDict[asyncio.Future[bool], None]"
+
+
+@attrs.define
+class _Queue:
+    """One lane: who stands in it, and how many permits it has."""
+
+    refused: _Line = attrs.field(factory=OrderedDict)
+    fresh: _Line = attrs.field(factory=OrderedDict)
+    in_use: int = 0
+
+    def __len__(self) -> int:
+        return len(self.refused) + len(self.fresh)
+
+
+@attrs.define(eq=False, repr=False)
+class LocalGate:
+    """
+    The gate of one process.
+
+    Args:
+        limit: Permits in all.
+
+        batch_floor: Permits that the batch lane keeps while it has work.
+
+        max_waiting: Calls that may wait. None: any number.
+    """
+
+    _limit: int = attrs.field(alias="limit")
+    _batch_floor: int = attrs.field(alias="batch_floor", default=0)
+    _max_waiting: int | None = attrs.field(alias="max_waiting", default=None)
+    _free: asyncio.Semaphore = attrs.field(init=False)
+    _interactive: _Queue = attrs.field(init=False, factory=_Queue)
+    _batch: _Queue = attrs.field(init=False, factory=_Queue)
+    _share: int = attrs.field(init=False)
+    _in_use: int = attrs.field(init=False, default=0)
+    _withheld: int = attrs.field(init=False, default=0)
+    _waiting: int = attrs.field(init=False, default=0)
+    _admitted: int = attrs.field(init=False, default=0)
+    _busy: int = attrs.field(init=False, default=0)
+    _peak: int = attrs.field(init=False, default=0)
+    _closed: bool = attrs.field(init=False, default=False)
+    _drained: asyncio.Future[bool] | None = attrs.field(init=False, default=None)
+    # Growth: good answers since the last step, rounds to the next, and whether
+    # the last step up has neither held nor been refused yet.
+    _good: int = attrs.field(init=False, default=0)
+    _rounds: float = attrs.field(init=False, default=1.0)
+    _stepped: bool = attrs.field(init=False, default=False)
+    # Turns of the interactive lane since the last of the batch lane.
+    _turns: int = attrs.field(init=False, default=0)
+    # Probing: the timer, its doublings, and when one of ours last completed.
+    _usual: float = attrs.field(init=False, default=0.0)
+    _completed: float = attrs.field(init=False, default=0.0)
+    _doublings: int = attrs.field(init=False, default=0)
+    _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._free = asyncio.Semaphore(self._limit)
+        self._share = self._limit
+
+    @classmethod
+    def of(cls, settings: Settings) -> LocalGate:
+        """Make the gate that *settings* describe."""
+        return cls(
+            limit=settings.limit,
+            batch_floor=settings.batch_floor,
+            max_waiting=settings.max_waiting,
+        )
+
+    async def acquire(self, lane: Lane, until: float | None = None) -> None:
+        """Wait for a permit; see :meth:`Gate.acquire`."""
+        if self._closed:
+            raise _closed()
+        if not self._waiting and not self._free.locked():
+            # Does not suspend: it is not locked.
+            await self._free.acquire()
+            self._admit(self._queue(lane))
+            return
+        if self._max_waiting is not None and self._waiting >= self._max_waiting:
+            msg = f"{self._waiting} calls wait already. Nothing was sent"
+            raise GateFullError(msg)
+        queue = self._queue(lane)
+        await self._stand(queue, queue.fresh, until)
+
+    def release(self, lane: Lane, took: float | None = None) -> None:
+        """Give a permit back; see :meth:`Gate.release`."""
+        self._leave(self._queue(lane))
+        if took is not None:
+            self._learn(took)
+        self._pass_on()
+
+    async def refused(self, lane: Lane, until: float | None = None) -> None:
+        """Give a refused permit back and wait again; see :meth:`Gate.refused`."""
+        queue = self._queue(lane)
+        self._leave(queue)
+        self._busy += 1
+        self._withheld += 1
+        while not self._free.locked():
+            # Does not suspend: it is not locked.
+            await self._free.acquire()
+            self._withheld += 1
+        self._share = max(1, self._in_use)
+        self._good = 0
+        if self._stepped:
+            self._rounds = min(_ROUNDS_AT_MOST, self._rounds * _LONGER)
+            self._stepped = False
+        self._check_drained()
+        if self._closed:
+            raise _closed()
+        await self._stand(queue, queue.refused, until)
+
+    def statistics(self) -> GateStatistics:
+        """Tell what the gate is doing."""
+        return GateStatistics(
+            limit=self._limit,
+            share=self._share,
+            in_use=self._in_use,
+            withheld=self._withheld,
+            waiting=self._waiting,
+            waiting_by_lane=MappingProxyType({
+                "interactive": len(self._interactive),
+                "batch": len(self._batch),
+            }),
+            admitted=self._admitted,
+            busy_answers=self._busy,
+            peak=self._peak,
+        )
+
+    def close(self) -> None:
+        """Let nobody in any more; see :meth:`Gate.close`."""
+        self._closed = True
+        for queue in (self._interactive, self._batch):
+            for line in (queue.refused, queue.fresh):
+                while line:
+                    waiter, _ = line.popitem(last=False)
+                    self._waiting -= 1
+                    if not waiter.done():
+                        waiter.set_exception(_closed())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def idle(self, until: float) -> bool:
+        """Wait until no permit is in use; see :meth:`Gate.idle`."""
+        if self._in_use == 0:
+            return True
+        loop = asyncio.get_running_loop()
+        if self._drained is None:
+            self._drained = loop.create_future()
+        done, _ = await asyncio.wait(
+            [self._drained], timeout=max(0.0, until - loop.time())
+        )
+        return bool(done)
+
+    def __repr__(self) -> str:
+        share = "" if self._share == self._limit else f", share {self._share}"
+        closed = ", closed" if self._closed else ""
+        return (
+            f"<LocalGate {self._limit} permits{share}, {self._in_use} in use,"
+            f" {self._waiting} waiting{closed}>"
+        )
+
+    def _queue(self, lane: Lane) -> _Queue:
+        return self._interactive if lane == "interactive" else self._batch
+
+    async def _stand(self, queue: _Queue, line: _Line, until: float | None) -> None:
+        """Stand at the end of a line until a permit is handed over."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        line[waiter] = None
+        self._waiting += 1
+        self._watch()
+        timer = None
+        if until is not None:
+            timer = loop.call_at(until, self._expire, line, waiter)
+        try:
+            granted = await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                self._strike(line, waiter)
+            elif waiter.exception() is None and waiter.result():
+                # Handed over in the very turn in which we were cancelled.
+                self._leave(queue)
+                self._pass_on()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not granted:
+            waited = loop.time() - began
+            msg = f"no permit came free within {waited:.3f} s. Nothing was sent"
+            raise GateTimeoutError(msg, waited=waited)
+
+    def _expire(self, line: _Line, waiter: asyncio.Future[bool]) -> None:
+        # A flag and not a cancellation: that could meet one of the caller's own.
+        if not waiter.done():
+            self._strike(line, waiter)
+            waiter.set_result(False)
+
+    def _strike(self, line: _Line, waiter: asyncio.Future[bool]) -> None:
+        """Take a waiter who gave up out of its line, unless that has been done."""
+        if waiter in line:
+            del line[waiter]
+            self._waiting -= 1
+            if not self._waiting:
+                self._spread()
+
+    def _spread(self) -> None:
+        """Free what was kept back for a line that has become empty."""
+        while self._withheld and self._in_use + self._unclaimed() < self._share:
+            self._withheld -= 1
+            self._free.release()
+
+    def _unclaimed(self) -> int:
+        return self._limit - self._in_use - self._withheld
+
+    def _admit(self, queue: _Queue) -> None:
+        queue.in_use += 1
+        self._in_use += 1
+        self._admitted += 1
+        self._peak = max(self._peak, self._in_use)
+
+    def _leave(self, queue: _Queue) -> None:
+        """Take a permit from a call; the caller of this puts it somewhere."""
+        if queue.in_use < 1:
+            msg = "a permit was given back twice"
+            raise RuntimeError(msg)
+        queue.in_use -= 1
+        self._in_use -= 1
+
+    def _pass_on(self) -> None:
+        """Put a permit that is in nobody's hands where it belongs."""
+        if not self._hand_over():
+            self._free.release()
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and self._in_use == 0:
+            if not self._drained.done():
+                self._drained.set_result(True)
+            self._drained = None
+
+    def _hand_over(self) -> bool:
+        """Give one permit to the next in line; tell whether there was one."""
+        while self._waiting:
+            queue = self._next()
+            line = queue.refused or queue.fresh
+            waiter, _ = line.popitem(last=False)
+            self._waiting -= 1
+            # One that was cancelled in this turn has not left the line yet.
+            if not waiter.done():
+                self._admit(queue)
+                waiter.set_result(True)
+                return True
+        return False
+
+    def _next(self) -> _Queue:
+        """Choose the lane that is served next; one of them has somebody in it."""
+        if not self._batch:
+            return self._interactive
+        if not self._interactive or self._batch_is_due():
+            self._turns = 0
+            return self._batch
+        self._turns += 1
+        return self._interactive
+
+    def _batch_is_due(self) -> bool:
+        if not self._batch_floor:
+            return False
+        if self._share == 1:
+            return self._turns >= _BATCH_TURN - 1
+        floor = max(1, self._batch_floor * self._share // self._limit)
+        return self._batch.in_use < floor
+
+    def _learn(self, took: float) -> None:
+        """Take note of a good answer: the share may grow, a probe has an end."""
+        self._completed = asyncio.get_running_loop().time()
+        self._doublings = 0
+        if not self._usual:
+            self._usual = took
+        elif took > self._usual:
+            self._usual *= _FOLLOW
+        else:
+            self._usual /= _FOLLOW
+        if not self._withheld:
+            return
+        self._good += 1
+        if self._good < self._share * self._rounds:
+            return
+        self._good = 0
+        if self._stepped:
+            self._rounds = max(1.0, self._rounds / 2)
+        self._stepped = True
+        self._share += 1
+        self._withheld -= 1
+        self._pass_on()
+
+    def _watch(self) -> None:
+        """See to it that a line which nothing moves is probed."""
+        if self._timer is None and self._withheld and self._waiting:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._pause(), self._probe)
+
+    def _pause(self) -> float:
+        pause = max(_PROBE_AFTER, _PROBE_TIMES * self._usual)
+        return max(pause, min(_PROBE_AT_MOST, pause * 2**self._doublings))
+
+    def _probe(self) -> None:
+        """Send one of those in line beyond the share, if none of ours completes."""
+        self._timer = None
+        if not (self._withheld and self._waiting):
+            return
+        loop = asyncio.get_running_loop()
+        quiet = self._completed + self._pause() - loop.time()
+        if quiet > 0:
+            self._timer = loop.call_later(quiet, self._probe)
+            return
+        if self._hand_over():
+            self._withheld -= 1
+            self._share = max(self._share, self._in_use)
+            self._doublings = min(self._doublings + 1, 8)
+        else:
+            self._spread()
+        self._watch()
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the session is closed. Nothing was sent")

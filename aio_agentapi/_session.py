@@ -1,0 +1,249 @@
+"""What a user holds: the manager of all accounts, and the session of one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Self
+
+import attrs
+
+from aio_agentapi._channel import Channel, Home
+from aio_agentapi._gate import Gate, LocalGate
+from aio_agentapi._settings import Settings, check_base_url
+from aio_agentapi._transport import Transport
+from aio_agentapi._types import Secret
+from aio_agentapi._wire import wire
+from aio_agentapi.errors import ClosedError, UsageError
+from aio_agentapi.resources.agents import Agents
+from aio_agentapi.resources.points import Points
+from aio_agentapi.resources.transactions import Transactions
+from aio_agentapi.resources.users import Users
+from aio_agentapi.resources.wallets import Wallets
+
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+# What a view may set for itself; the rest belongs to the gate and the pool.
+_OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeout"})
+
+
+@attrs.frozen(eq=False, repr=False)
+class Session:
+    """
+    One token: its connections, its gate, and the calls on them.
+
+    Got from :meth:`SessionManager.session`. Any number of tasks may use it at once;
+    at most ``Settings.limit`` calls of it are in flight, the others wait their turn.
+
+    Attributes:
+        agents: The caller's account and those below it.
+
+        points: Points of the caller and its children.
+
+        users: The caller's users.
+
+        wallets: Money of users.
+
+        transactions: The feed of what moved it.
+    """
+
+    _channel: Channel = attrs.field(alias="channel")
+    agents: Agents = attrs.field(init=False)
+    points: Points = attrs.field(init=False)
+    users: Users = attrs.field(init=False)
+    wallets: Wallets = attrs.field(init=False)
+    transactions: Transactions = attrs.field(init=False)
+
+    @agents.default
+    def _make_agents(self) -> Agents:
+        return Agents(self._channel)
+
+    @points.default
+    def _make_points(self) -> Points:
+        return Points(self._channel)
+
+    @users.default
+    def _make_users(self) -> Users:
+        return Users(self._channel)
+
+    @wallets.default
+    def _make_wallets(self) -> Wallets:
+        return Wallets(self._channel)
+
+    @transactions.default
+    def _make_transactions(self) -> Transactions:
+        return Transactions(self._channel)
+
+    @property
+    def gate(self) -> Gate:
+        """The token's admission gate; ``gate.statistics()`` tells its state."""
+        return self._channel.gate
+
+    def with_options(self, **options: Any) -> Session:
+        """
+        Return a view of this session with other settings for its calls.
+
+        The view shares connections and gate with this session.
+
+        Args:
+            **options: Any of ``attempts``, ``deadline``, ``lane``, ``max_wait`` and
+                ``timeout``, as in Settings.
+
+        Returns:
+            The view; there is no need to close it.
+
+        Raises:
+            UsageError: Another setting, or a value out of range.
+        """
+        wrong = sorted(options.keys() - _OPTIONS)
+        if wrong:
+            msg = f"not for a view: {', '.join(wrong)}; it takes {sorted(_OPTIONS)}"
+            raise UsageError(msg)
+        settings = attrs.evolve(self._channel.settings, **options)
+        return Session(attrs.evolve(self._channel, settings=settings))
+
+    async def aclose(self) -> None:
+        """
+        Close the session: no new call, none in line, no connection.
+
+        Calls in line get ``ClosedError``; those in flight have ``Settings.drain``
+        seconds to end, and are then cut: they raise ``OutcomeUnknownError``.
+        """
+        await self._channel.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Session {self._channel.gate!r}>"
+
+
+@attrs.define(eq=False, repr=False)
+class SessionManager:
+    """
+    The sessions of one service: one pool and one gate for each token.
+
+    Use it as ``async with``, one manager for each event loop; connections are
+    opened at their first use.
+
+    Args:
+        base_url: ``https://`` and a host, without ``/v4``; ``http://`` only to
+            this machine, unless the settings allow it.
+
+        accounts: Names of your own for tokens.
+
+        settings: How the sessions behave. None: the defaults.
+
+        gate: Makes the gate of a token. None: a gate of this process alone.
+
+    Raises:
+        UsageError: A name, token, address or setting that cannot be. Nothing was
+            sent.
+    """
+
+    _base_url: str = attrs.field(alias="base_url")
+    _accounts: Mapping[str, Secret] = attrs.field(
+        alias="accounts", default=None, kw_only=True
+    )
+    _settings: Settings = attrs.field(alias="settings", default=None, kw_only=True)
+    _make_gate: Callable[[Secret, Settings], Gate] | None = attrs.field(
+        alias="gate", default=None, kw_only=True
+    )
+    _home: Home = attrs.field(init=False, factory=Home)
+    _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
+    _closed: bool = attrs.field(init=False, default=False)
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        accounts: Mapping[str, str | Secret] | None = None,
+        settings: Settings | None = None,
+        gate: Callable[[Secret, Settings], Gate] | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        self.__attrs_init__(
+            check_base_url(base_url, allow_plain_http=settings.allow_plain_http),
+            accounts={n: _secret(n, t) for n, t in (accounts or {}).items()},
+            settings=settings,
+            gate=gate,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._home.check()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def session(self, account: str | Secret) -> Session:
+        """
+        Return the session of an account, always the same one for a token.
+
+        Args:
+            account: A name in ``accounts``, a Secret, or a token in the form of a
+                UUID. A mistyped name is never sent as a token.
+
+        Returns:
+            The session, which the manager closes.
+
+        Raises:
+            UsageError: None of the three. Nothing was sent.
+
+            ClosedError: The manager is closed.
+        """
+        if self._closed:
+            msg = "the manager is closed. Nothing was sent"
+            raise ClosedError(msg)
+        secret = self._find(account)
+        session = self._sessions.get(secret)
+        if session is None:
+            session = self._sessions[secret] = self._open(secret)
+        return session
+
+    async def aclose(self) -> None:
+        """Close every session at once; see :meth:`Session.aclose`."""
+        self._closed = True
+        sessions = [*self._sessions.values()]
+        self._sessions.clear()
+        await asyncio.gather(*(session.aclose() for session in sessions))
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._closed else ""
+        return (
+            f"<SessionManager {self._base_url}, {len(self._accounts)} accounts,"
+            f" {len(self._sessions)} sessions{closed}>"
+        )
+
+    def _find(self, account: str | Secret) -> Secret:
+        if isinstance(account, Secret):
+            return account
+        if account in self._accounts:
+            return self._accounts[account]
+        if isinstance(account, str) and _UUID.fullmatch(account):
+            return Secret(account)
+        # Without what was given: it may be a token with a slip in it.
+        msg = (
+            "neither a name in accounts, a Secret, nor a token in the form of a UUID;"
+            f" the names are {sorted(self._accounts)}"
+        )
+        raise UsageError(msg)
+
+    def _open(self, secret: Secret) -> Session:
+        settings = self._settings
+        gate = (
+            LocalGate.of(settings)
+            if self._make_gate is None
+            else self._make_gate(secret, settings)
+        )
+        transport = Transport(self._base_url, secret, settings)
+        channel = Channel(settings, gate, self._home, transport, wire(settings.zone))
+        return Session(channel)
+
+
+def _secret(name: str, token: str | Secret) -> Secret:
+    if isinstance(token, Secret):
+        return token
+    try:
+        return Secret(token)
+    except UsageError as error:
+        msg = f"accounts: {name!r}: {error}"
+        raise UsageError(msg) from None

@@ -1,0 +1,212 @@
+"""Every default, with its unit and its reason."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from ssl import SSLContext
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import attrs
+
+from aio_agentapi._types import Lane
+from aio_agentapi.errors import UsageError
+
+# The path of every operation, relative to /v4/.
+PATHS: Final[Mapping[str, str]] = MappingProxyType({
+    "agents.info": "agent/info",
+    "agents.create": "agent/create",
+    "agents.list": "agent/list",
+    "agents.update": "agent/update",
+    "agents.reissue_token": "agent/token",
+    "points.balance": "agent/info",
+    "points.transfer": "points/transfer",
+    "points.reclaim": "points/reclaim",
+    "points.history": "points/history",
+    "users.create": "user/create",
+    "users.info": "user/info",
+    "wallets.deposit": "wallet/deposit",
+    "wallets.withdraw": "wallet/withdraw",
+    "wallets.withdraw_all": "wallet/withdraw-all",
+    "transactions.since": "game/transaction-id",
+})
+
+_Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _number(*, least: float, open_end: bool = False, none: bool = False) -> _Check:
+    """Make a check that a field is a number from *least* (excluded if *open_end*)."""
+
+    def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
+        if value is None and none:
+            return
+        sound = isinstance(value, int | float) and not isinstance(value, bool)
+        # Written so that NaN fails.
+        if sound and (value > least if open_end else value >= least):  # type: ignore[operator]  # narrowed by `sound`
+            return
+        bound = f"more than {least:g}" if open_end else f"at least {least:g}"
+        end = ", or None" if none else ""
+        msg = f"{field.name}: a number of {bound}{end}, not {value!r}"
+        raise UsageError(msg)
+
+    return check
+
+
+def _whole(*, least: int, none: bool = False) -> _Check:
+    """Make a check that a field is an int of at least *least*."""
+
+    def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
+        if value is None and none:
+            return
+        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+            return
+        end = ", or None" if none else ""
+        msg = f"{field.name}: a whole number of at least {least}{end}, not {value!r}"
+        raise UsageError(msg)
+
+    return check
+
+
+def _known_lane(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value not in {"interactive", "batch"}:
+        msg = f"{field.name}: 'interactive' or 'batch', not {value!r}"
+        raise UsageError(msg)
+
+
+def _known_zone(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    try:
+        ZoneInfo(value)  # type: ignore[arg-type]  # a wrong type is told below
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+        msg = f"{field.name}: the name of a time zone, not {value!r}"
+        raise UsageError(msg) from None
+
+
+def _all_paths(changed: Mapping[str, str]) -> Mapping[str, str]:
+    """Put the paths that a deployment names differently over the usual ones."""
+    if changed is PATHS:
+        return PATHS
+    for operation, path in changed.items():
+        if operation not in PATHS:
+            msg = f"paths: there is no operation {operation!r}"
+            raise UsageError(msg)
+        if not path or path.startswith("/") or not path.isascii() or " " in path:
+            msg = f"paths: {operation!r} needs a path relative to /v4/, not {path!r}"
+            raise UsageError(msg)
+    return MappingProxyType({**PATHS, **changed})
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """
+    How a manager and its sessions behave; seconds are floats.
+
+    Everything is checked at construction.
+
+    Raises:
+        UsageError: A value is out of range; the message names the field.
+    """
+
+    # The service's own number of calls that one token may have in flight.
+    limit: int = attrs.field(default=50, validator=_whole(least=1))
+    # Seconds from one sending to its whole answer; game providers take their time.
+    timeout: float = attrs.field(
+        default=30.0, validator=_number(least=0, open_end=True)
+    )
+    # Seconds in all that a call may wait for a permit, the drain after 1018
+    # included. None: as long as it takes, since the service does come free.
+    max_wait: float | None = attrs.field(
+        default=None, validator=_number(least=0, none=True)
+    )
+    # Seconds for the whole call, waiting and all sendings. None: no end.
+    deadline: float | None = attrs.field(
+        default=None, validator=_number(least=0, open_end=True, none=True)
+    )
+    # Calls of one token that may wait at once. None: memory is the bound.
+    max_waiting: int | None = attrs.field(
+        default=None, validator=_whole(least=0, none=True)
+    )
+    # Somebody is looking at an interactive call; a batch call gives way to it.
+    lane: Lane = attrs.field(default="interactive", validator=_known_lane)
+    # Permits that the batch lane keeps while it has work: a fifth, so that a
+    # busy web server cannot stop the night's job.
+    batch_floor: int = attrs.field(default=10, validator=_whole(least=0))
+    # Sendings in all of a call that may be sent again after an unknown outcome,
+    # and of any call that certainly was not sent.
+    attempts: int = attrs.field(default=3, validator=_whole(least=1))
+    # Seconds that running exchanges get when a session is closed.
+    drain: float = attrs.field(default=5.0, validator=_number(least=0))
+    # Seconds between two readings of a feed from one cursor, the service's rule.
+    feed_interval: float = attrs.field(
+        default=30.0, validator=_number(least=0, open_end=True)
+    )
+    # Seconds for name, connection and TLS together.
+    connect_timeout: float = attrs.field(
+        default=10.0, validator=_number(least=0, open_end=True)
+    )
+    # Seconds that an idle connection is kept: less than the service keeps it,
+    # since a payment that meets a closing connection has an unknown outcome.
+    keepalive: float = attrs.field(
+        default=15.0, validator=_number(least=0, open_end=True)
+    )
+    # As aiohttp takes them. A fixed local address matters on a machine with
+    # several, where the account's list of allowed addresses has one of them.
+    proxy: str | None = None
+    ssl: SSLContext | bool | None = None
+    local_address: str | None = None
+    # The zone of times that come without one.
+    zone: str = attrs.field(default="UTC", validator=_known_zone)
+    # Operation to path, where a deployment names one differently.
+    paths: Mapping[str, str] = attrs.field(
+        default=PATHS, converter=_all_paths, repr=False
+    )
+    # The token travels readable over plain HTTP: loopback only, unless allowed.
+    allow_plain_http: bool = False
+    # Bytes of one answer: the largest known list is some MiB.
+    max_answer: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(least=1))
+
+
+def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
+    """
+    Return *base_url* without a slash at its end.
+
+    Raises:
+        UsageError: Not an http or https address, with credentials, a query or
+            the version in it, or plain HTTP to another machine.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except (ValueError, TypeError, AttributeError):
+        host = None
+    if not host or parts.scheme not in {"http", "https"} or not base_url.isprintable():
+        msg = "base_url: 'https://' and a host, with a path where there is one"
+        raise UsageError(msg)
+    if parts.username is not None or parts.password is not None:
+        msg = "base_url: no user and no password in it; the token is the identity"
+        raise UsageError(msg)
+    if parts.query or parts.fragment:
+        msg = "base_url: no query and no fragment"
+        raise UsageError(msg)
+    if parts.scheme == "http" and not (allow_plain_http or _is_loopback(host)):
+        msg = (
+            f"base_url: http:// to {host} would send the token readable by others;"
+            " use https://, or Settings(allow_plain_http=True) on a network you trust"
+        )
+        raise UsageError(msg)
+    plain = base_url.rstrip("/")
+    if plain.endswith("/v4"):
+        msg = "base_url: leave out /v4, it is put behind it"
+        raise UsageError(msg)
+    return plain
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

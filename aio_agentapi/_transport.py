@@ -1,0 +1,213 @@
+"""
+One token's connections; the only module of the client that knows aiohttp.
+
+Foreign errors keep the request's headers, and so the token, in their fields and in
+the locals of their frames. Each is translated by one table, and ours is raised
+after the ``except`` block has ended: neither its cause, its context nor its
+traceback leads to a frame of aiohttp. The same is done for a cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import attrs
+
+from aio_agentapi._settings import Settings
+from aio_agentapi._types import Secret
+from aio_agentapi.errors import (
+    AgentAPIError,
+    ClosedError,
+    DecodeError,
+    NotSentError,
+    OutcomeUnknownError,
+)
+
+# Raised only before the first byte of a request is written. Whatever is not in
+# this table may have been executed.
+_NOT_SENT: Final = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.InvalidURL,
+)
+
+# Whether the call that runs in this context got hold of a connection: only then
+# can anything have been sent when its time is over.
+_connected: ContextVar[bool] = ContextVar("_connected", default=True)
+
+
+class Answer(NamedTuple):
+    """What came back: any HTTP status, the whole body."""
+
+    status: int
+    body: bytes
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections that tell when a call got one."""
+
+    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(*args, **kwargs)
+        _connected.set(True)
+        return connection
+
+
+@attrs.define(eq=False, repr=False)
+class Transport:
+    """
+    One pooled set of connections, opened at first use.
+
+    Args:
+        base_url: Checked, without a slash at its end.
+
+        secret: The token that goes with every request.
+
+        settings: Time-outs, proxy, TLS and the number of connections.
+    """
+
+    _base_url: str = attrs.field(alias="base_url")
+    _secret: Secret = attrs.field(alias="secret")
+    _settings: Settings = attrs.field(alias="settings")
+    _http: aiohttp.ClientSession | None = attrs.field(init=False, default=None)
+    _closed: bool = attrs.field(init=False, default=False)
+
+    async def send(self, path: str, text: bytes, until: float) -> Answer:
+        """
+        Send one request and read its whole answer.
+
+        Args:
+            path: Relative to ``/v4/``.
+
+            text: The JSON body.
+
+            until: The loop's time at which to give up.
+
+        Returns:
+            The answer, whatever its status; redirects are not followed.
+
+        Raises:
+            NotSentError: No connection, so nothing was sent.
+
+            OutcomeUnknownError: The answer was lost, or did not come in time.
+
+            DecodeError: The answer is larger than ``max_answer``.
+
+            ClosedError: The transport is closed. Nothing was sent.
+        """
+        failure: AgentAPIError
+        # One deadline of our own: aiohttp's costs more than twice as much.
+        clock = asyncio.timeout_at(until)
+        try:
+            async with clock:
+                return await self._post(path, text)
+        except asyncio.CancelledError as error:
+            cancelled = error.args
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            cancelled = None
+            failure = self._translate(error, expired=clock.expired())
+        if cancelled is not None:
+            # A new one, without the frames of the old; whoever cancelled knows
+            # his by the arguments, or by the task's count.
+            raise asyncio.CancelledError(*cancelled)
+        raise failure
+
+    async def aclose(self) -> None:
+        """Close every connection; exchanges that still run lose their answer."""
+        self._closed = True
+        if self._http is not None:
+            await self._http.close()
+
+    def scrub(self, text: str) -> str:
+        """Blot the token out of *text*, which a service may have echoed."""
+        return self._secret.scrub(text)
+
+    async def _post(self, path: str, text: bytes) -> Answer:
+        if self._closed:
+            msg = "the session is closed. Nothing was sent"
+            raise ClosedError(msg)
+        http = self._http or self._open()
+        _connected.set(False)
+        response = await http.post(
+            f"{self._base_url}/v4/{path}",
+            data=text,
+            # At the last moment, and in no variable of ours.
+            headers={"Authorization": f"Bearer {self._secret.reveal()}"},
+            allow_redirects=False,
+            proxy=self._settings.proxy,
+        )
+        try:
+            body = await self._read(response)
+        except BaseException:
+            response.close()
+            raise
+        response.release()
+        return Answer(response.status, body)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        limit = self._settings.max_answer
+        announced = response.content_length
+        if announced is not None and announced <= limit:
+            if "Content-Encoding" not in response.headers:
+                return await response.read()
+        elif announced is not None:
+            raise _too_large(limit)
+        # Its length is known only at its end: chunked, or compressed.
+        body = bytearray()
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) > limit:
+                raise _too_large(limit)
+        return bytes(body)
+
+    def _open(self) -> aiohttp.ClientSession:
+        settings = self._settings
+        self._http = aiohttp.ClientSession(
+            connector=_Connector(
+                # The gate's number: another one would be a second, hidden queue.
+                limit=settings.limit,
+                keepalive_timeout=settings.keepalive,
+                ssl=True if settings.ssl is None else settings.ssl,
+                local_addr=(settings.local_address, 0)
+                if settings.local_address
+                else None,
+            ),
+            headers={"Accept": "application/json", "Content-Type": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # `connect` costs nothing where a pooled connection is at hand.
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=settings.connect_timeout
+            ),
+        )
+        return self._http
+
+    def _translate(self, error: BaseException, *, expired: bool) -> AgentAPIError:
+        # Its class and not its text, which may quote headers.
+        what = type(error).__name__
+        if isinstance(error, _NOT_SENT):
+            why = self._reason(error)
+            return NotSentError(f"no connection ({what}{why}). Nothing was sent")
+        if expired and not _connected.get():
+            return NotSentError("no connection in time. Nothing was sent")
+        if isinstance(error, TimeoutError):
+            return OutcomeUnknownError("no answer in time. It may have happened")
+        return OutcomeUnknownError(
+            f"the connection broke ({what}) before the answer was read."
+            " It may have happened"
+        )
+
+    def _reason(self, error: BaseException) -> str:
+        cause = getattr(error, "os_error", None) or getattr(
+            error, "certificate_error", None
+        )
+        return f": {self.scrub(str(cause))}" if cause else ""
+
+
+def _too_large(limit: int) -> DecodeError:
+    return DecodeError(
+        f"the answer is larger than max_answer ({limit} bytes). It may have happened"
+    )

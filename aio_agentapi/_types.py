@@ -1,0 +1,217 @@
+"""The words that all layers speak."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
+
+import attrs
+
+from aio_agentapi.errors import AmountError, UsageError
+
+T = TypeVar("T")
+
+Amount: TypeAlias = Decimal | int | str
+AgentCode: TypeAlias = int
+UserCode: TypeAlias = int
+Json: TypeAlias = object
+
+Lane: TypeAlias = Literal["interactive", "batch"]
+
+# What may be done after an outcome that nobody knows: a read and an idempotent
+# call are sent again, a create and money are not.
+Effect: TypeAlias = Literal["read", "idempotent", "create", "money"]
+
+
+class Secret:
+    """
+    A token that does not show itself.
+
+    Its ``repr`` and ``str`` are constant, it cannot be pickled, and equal tokens
+    are equal secrets. The service knows an agent by its token alone, so whoever
+    has it is the agent.
+
+    Args:
+        token: What the service gave out: visible ASCII characters.
+
+    Raises:
+        UsageError: Empty, or with characters that no header can carry (a
+            trailing new line, for example). Nothing was sent.
+    """
+
+    __slots__ = ("_token",)
+
+    def __init__(self, token: str) -> None:
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            # Without the cause's value: it could be most of a real token.
+            msg = (
+                "a token is one or more visible ASCII characters, without spaces,"
+                " quotes or line ends around it"
+            )
+            raise UsageError(msg)
+        self._token = token
+
+    def reveal(self) -> str:
+        """Return the token itself, to store it where secrets are stored."""
+        return self._token
+
+    def scrub(self, text: str) -> str:
+        """Return *text* with the token blotted out wherever it stands."""
+        return text.replace(self._token, "***")
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._token == other._token
+
+    def __hash__(self) -> int:
+        return hash(self._token)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a Secret is not pickled: pass the name of the account instead"
+        raise TypeError(msg)
+
+
+_TOKEN: Final = re.compile(r"[!#-&(-~]+")
+
+
+@attrs.frozen(kw_only=True)
+class Operation(Generic[T]):
+    """
+    One endpoint: its name here, what sending it twice would do, its answer.
+
+    Attributes:
+        name: Such as ``"points.transfer"``; the settings map it to a path.
+
+        effect: Whether it may be sent again after an unknown outcome.
+
+        returns: What the answer is structured into.
+
+        paced: A feed that answers 1018 when it is read too early, which says
+            nothing about how many calls are in flight.
+    """
+
+    name: str
+    effect: Effect
+    returns: type[T]
+    paced: bool = False
+
+
+@attrs.frozen
+class Query(Generic[T]):
+    """A call that moves no money, or that the service itself makes repeatable."""
+
+    operation: Operation[T]
+    body: Mapping[str, Json]
+
+
+@attrs.frozen
+class Payment(Generic[T]):
+    """A call that moves money each time it is sent."""
+
+    operation: Operation[T]
+    body: Mapping[str, Json]
+
+
+class OpenStr(enum.StrEnum):
+    """Words of the service; one that we do not know is kept as it came."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> OpenStr | None:
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = "UNKNOWN"
+        member._value_ = value
+        return member
+
+
+class OpenInt(enum.IntEnum):
+    """Numbers of the service; one that we do not know is kept as it came."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> OpenInt | None:
+        if not isinstance(value, int):
+            return None
+        member = int.__new__(cls, value)
+        member._name_ = "UNKNOWN"
+        member._value_ = value
+        return member
+
+
+MAX_AMOUNT: Final = Decimal(10**15)
+DECIMALS: Final = 4
+_RANGE: Final = "an amount is more than 0 and at most 10^15"
+_STEP: Final = Decimal(1).scaleb(-DECIMALS)
+_PLAIN_EXPONENTS: Final = frozenset(range(-DECIMALS, 1))
+# Of our own: the caller's may round, or trap.
+_CONTEXT: Final = Context(prec=40, rounding=ROUND_HALF_EVEN, traps=[])
+_PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
+
+def exact(amount: Amount) -> Decimal:
+    """
+    Return *amount* as the service takes it: exact, in plain notation.
+
+    Args:
+        amount: Major units as a Decimal, an int, or digits with at most one dot.
+
+    Returns:
+        The same value with at most four decimals and no exponent.
+
+    Raises:
+        AmountError: A float, not more than zero, more than four decimals (zeros
+            at the end do not count), over 10^15, or no number. Nothing was sent.
+    """
+    value = _number(amount)
+    if not value.is_finite():
+        msg = f"an amount is a finite number, not {value}"
+        raise AmountError(msg)
+    # Compared before anything is computed: Decimal("1e999999999") is one small
+    # object, and a huge one as soon as it is written out.
+    if not 0 < value <= MAX_AMOUNT:
+        msg = f"{_RANGE}, not {_short(value)}"
+        raise AmountError(msg)
+    if value.as_tuple().exponent in _PLAIN_EXPONENTS:
+        return value
+    fitted = value.quantize(_STEP, context=_CONTEXT)
+    if fitted != value:
+        msg = f"an amount has at most four decimals, not {_short(value)}"
+        raise AmountError(msg)
+    return fitted
+
+
+def _number(amount: Amount) -> Decimal:
+    if isinstance(amount, Decimal):
+        return amount
+    if isinstance(amount, str):
+        # Stricter than Decimal, which takes spaces, underscores, exponents (what
+        # a spreadsheet writes when it has already lost digits) and any script.
+        if not _PLAIN.fullmatch(amount):
+            msg = f"an amount is written as digits and one dot, not {amount[:40]!r}"
+            raise AmountError(msg)
+        return Decimal(amount)
+    if isinstance(amount, int) and not isinstance(amount, bool):
+        # Before the conversion, which is quadratic in the number of digits.
+        if abs(amount) > MAX_AMOUNT:
+            raise AmountError(_RANGE)
+        return Decimal(amount)
+    if isinstance(amount, float):
+        msg = (
+            "a float is not exact (0.1 + 0.2 is 0.30000000000000004):"
+            " pass a Decimal, an int or a str"
+        )
+        raise AmountError(msg)
+    msg = f"an amount is a Decimal, an int or a str, not {type(amount).__name__}"
+    raise AmountError(msg)
+
+
+def _short(value: Decimal) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,321 @@
+"""
+Text to values and back: exact decimals, the envelope, codes to errors, records.
+
+An envelope decides, whatever the HTTP status says. Money never passes through a
+binary float: the decoder hands every number with a dot to Decimal as text.
+
+Records are structured twice at most: a fast pass that stops at the first thing
+wrong, and only then a slow one that names all of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from functools import cache, partial
+from typing import Any, Final, TypeVar
+from zoneinfo import ZoneInfo
+
+import attrs
+import msgspec
+from cattrs import Converter, transform_error
+from cattrs.gen import make_dict_structure_fn
+
+from aio_agentapi._types import Json, Operation, Secret
+from aio_agentapi.errors import (
+    AgentAPIError,
+    BusyError,
+    ConflictError,
+    CredentialError,
+    DecodeError,
+    ForbiddenError,
+    FundsError,
+    InvalidError,
+    IpNotAllowedError,
+    MaintenanceError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnsupportedError,
+    UsageError,
+)
+
+T = TypeVar("T")
+
+# Contract 4: what each code is called and becomes.
+CODES: Final[Mapping[int, tuple[str, type[AgentAPIError]]]] = {
+    1: ("UNDER_MAINTENANCE", MaintenanceError),
+    1001: ("INTERNAL_SERVER_ERROR", OutcomeUnknownError),
+    1002: ("VALIDATION_ERROR", InvalidError),
+    1003: ("SERVICE_EXCEPTION", OutcomeUnknownError),
+    1005: ("RESOURCE_NOT_FOUND", NotFoundError),
+    1007: ("TOKEN_NOT_FOUND", CredentialError),
+    1009: ("TOKEN_INVALID", CredentialError),
+    1010: ("PERMISSION_ERROR", ForbiddenError),
+    1011: ("PROVIDER_ERROR", OutcomeUnknownError),
+    1012: ("PARAMETERS_INVALID", InvalidError),
+    1015: ("CALLBACK_ERROR", OutcomeUnknownError),
+    1018: ("SERVER_IS_BUSY", BusyError),
+    1020: ("IP_NOT_ALLOWED", IpNotAllowedError),
+    2001: ("AGENT_NOT_FOUND", NotFoundError),
+    2002: ("USER_NOT_FOUND", NotFoundError),
+    2003: ("GAME_NOT_FOUND", NotFoundError),
+    2005: ("POINT_NOT_ENOUGH", FundsError),
+    2006: ("BALANCE_NOT_ENOUGH", FundsError),
+    2007: ("PROVIDER_NOT_FOUND", NotFoundError),
+    2011: ("BONUSCALL_DOUBLE", ConflictError),
+    2012: ("BONUSCALL_ALEADY_ENDED", ConflictError),
+    2013: ("ROUND_NOT_FOUND", NotFoundError),
+    2014: ("CURRENCY_NOT_SUPPORTED", InvalidError),
+    2020: ("FREEROUND_NO_EXIST", NotFoundError),
+}
+
+# Statuses that speak of the path and not of the call, where no envelope does.
+_NO_SUCH_PATH: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
+
+# Of a foreign text in a message of ours: enough to recognise a proxy's page.
+_EXCERPT: Final = 200
+
+
+class Envelope(msgspec.Struct):
+    """What every answer of the service is wrapped in."""
+
+    code: int
+    message: Any = None
+    data: Any = None
+
+
+_DECODER: Final = msgspec.json.Decoder(Envelope, float_hook=Decimal)
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
+
+
+@attrs.frozen
+class Wire:
+    """The one converter between what we hold and what travels."""
+
+    _fast: Converter
+    _slow: Converter
+
+    def encode(self, body: Mapping[str, Json]) -> bytes:
+        """
+        Write *body* as JSON, leaving out members that are None.
+
+        Raises:
+            UsageError: Something in it has no JSON form. Nothing was sent.
+        """
+        try:
+            return _ENCODER.encode({k: v for k, v in body.items() if v is not None})
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"the request cannot be written as JSON: {error}"
+            raise UsageError(msg) from None
+
+    def decode(self, operation: Operation[T], status: int, text: bytes) -> T:
+        """
+        Return the record in an answer, or raise what the answer says.
+
+        Raises:
+            RefusedError: A code that means no.
+
+            OutcomeUnknownError: A code that does not tell, or no envelope.
+
+            UnsupportedError: No envelope, and a status that means no such path.
+
+            DecodeError: Success, and data of another shape.
+        """
+        try:
+            envelope = _DECODER.decode(text)
+        except (ValueError, ArithmeticError, RecursionError):
+            raise _no_envelope(status, text) from None
+        if envelope.code != 0:
+            raise _refusal(envelope, status, operation)
+        shape: Any = operation.returns
+        try:
+            return self._fast.structure(envelope.data, shape)  # type: ignore[no-any-return]  # T, by `shape`
+        except Exception:  # noqa: BLE001, S110 - a bad answer fails in many ways; the pass below names it
+            pass
+        raise self._misshapen(envelope.data, shape)
+
+    def _misshapen(self, data: object, shape: Any) -> DecodeError:  # noqa: ANN401 - any type form
+        paths: list[str] = []
+        try:
+            self._slow.structure(data, shape)
+        except Exception as error:  # noqa: BLE001 - as above
+            paths = transform_error(error)
+        shown = "; ".join(paths[:5])[:_EXCERPT]
+        msg = f"the answer has another shape: {shown}. It may have happened"
+        return DecodeError(msg, paths=tuple(paths))
+
+
+def _no_envelope(status: int, text: bytes) -> AgentAPIError:
+    excerpt = " ".join(text[:_EXCERPT].decode("utf-8", "replace").split())
+    if status in _NO_SUCH_PATH:
+        msg = (
+            f"HTTP {status} instead of an answer: this deployment lacks the path, or"
+            " the base URL is wrong. Nothing happened"
+        )
+        return UnsupportedError(msg)
+    msg = f"HTTP {status} with no readable answer ({excerpt!r}). It may have happened"
+    return OutcomeUnknownError(msg, status=status)
+
+
+def _refusal(
+    envelope: Envelope, status: int, operation: Operation[Any]
+) -> AgentAPIError:
+    code = envelope.code
+    name, kind = CODES.get(code, (None, None))
+    said = envelope.message if isinstance(envelope.message, str) else None
+    words = name or "a code that this library does not know"
+    if said and said != name:
+        words = f"{words}, {said[:_EXCERPT]!r}"
+    if kind is None:
+        # A code that nobody has explained can mean anything; for a call that
+        # changes nothing the difference does not matter.
+        kind = RefusedError if operation.effect == "read" else OutcomeUnknownError
+    if issubclass(kind, OutcomeUnknownError):
+        msg = f"code {code} ({words}). It may have happened"
+        return kind(msg, code=code, name=name, status=status)
+    if not issubclass(kind, RefusedError):
+        raise TypeError(kind)
+    fields = _fields(envelope.data)
+    if fields:
+        words += "; " + ", ".join(f"{field}: {why}" for field, why in fields[:5])
+    if kind is IpNotAllowedError:
+        words += (
+            "; add this machine's address to the account's Allowed IP in the back"
+            " office (addresses separated by spaces or new lines)"
+        )
+    msg = f"code {code} ({words}). Nothing happened"
+    refusal = kind(msg, code=code, name=name, fields=fields)
+    if isinstance(refusal, IpNotAllowedError) and isinstance(envelope.data, dict):
+        refusal.client_ip = _text_or_none(envelope.data.get("client_ip"))
+    return refusal
+
+
+def _fields(data: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(data, list):
+        return ()
+    return tuple(
+        (str(row.get("field", ""))[:_EXCERPT], str(row.get("message", ""))[:_EXCERPT])
+        for row in data
+        if isinstance(row, dict)
+    )
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+@cache
+def wire(zone: str) -> Wire:
+    """Return the wire whose times without a zone are in *zone*."""
+    return Wire(
+        _converter(ZoneInfo(zone), detailed=False),
+        _converter(ZoneInfo(zone), detailed=True),
+    )
+
+
+def _converter(zone: ZoneInfo, *, detailed: bool) -> Converter:
+    converter = Converter(detailed_validation=detailed)
+    # cattrs would call int(value), str(value) and so on: int("1.9" as Decimal)
+    # is 1, and str(None) is "None".
+    for kind, hook in _PLAIN.items():
+        # By identity: registered by class it would take the enums of str as well.
+        converter.register_structure_hook_func(partial(operator.is_, kind), hook)
+    converter.register_structure_hook(datetime, lambda v, _: _datetime(v, zone))
+    converter.register_structure_hook_factory(
+        attrs.has, lambda cls: _record_hook(cls, converter)
+    )
+    return converter
+
+
+def _decimal(value: object, _: object) -> Decimal:
+    # An amount without a dot arrives as an int; a quoted one has been seen.
+    if isinstance(value, Decimal):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    if isinstance(value, str):
+        try:
+            number = Decimal(value)
+        except ArithmeticError:
+            number = Decimal("NaN")
+        if number.is_finite():
+            return number
+    msg = "not a number"
+    raise ValueError(msg)
+
+
+def _int(value: object, _: object) -> int:
+    # A quoted currency has been seen; 5.0 is 5.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit():
+        return int(value)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
+    msg = "not a whole number"
+    raise ValueError(msg)
+
+
+def _str(value: object, _: object) -> str:
+    if isinstance(value, str):
+        return value
+    msg = "not a text"
+    raise ValueError(msg)
+
+
+def _bool(value: object, _: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    msg = "not a boolean"
+    raise ValueError(msg)
+
+
+def _secret(value: object, _: object) -> Secret:
+    return Secret(_str(value, _))
+
+
+_PLAIN: Final[Mapping[type, Callable[[object, object], object]]] = {
+    Decimal: _decimal,
+    int: _int,
+    str: _str,
+    bool: _bool,
+    Secret: _secret,
+}
+
+
+def _datetime(value: object, zone: ZoneInfo) -> datetime:
+    text = _str(value, None)
+    # The third form of the service has dots in its date: 2024.05.31 12:00:00.
+    moment = datetime.fromisoformat(text[:10].replace(".", "-") + text[10:])
+    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+
+
+def _record_hook(
+    record: type[Any], converter: Converter
+) -> Callable[[Any, Any], object]:
+    """
+    Structure a record; two words in a field's metadata change how.
+
+    ``also``: the member's name in another generation of the service. ``inline``:
+    the field is a record whose members stand among those of this one.
+    """
+    plain = make_dict_structure_fn(record, converter)
+    fields = attrs.fields(record)
+    also = {f.metadata["also"]: f.name for f in fields if "also" in f.metadata}
+    inline = [f.name for f in fields if f.metadata.get("inline")]
+    if not also and not inline:
+        return plain
+
+    def structure(value: Any, kind: Any) -> object:  # noqa: ANN401 - what JSON holds
+        members = dict(value)
+        for other, name in also.items():
+            if members.get(name) is None and other in members:
+                members[name] = members[other]
+        for name in inline:
+            members[name] = value
+        return plain(members, kind)
+
+    return structure

@@ -1,0 +1,325 @@
+"""The points of agents: what is in the wallets, and how they move down and up."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, TypeAlias
+
+import attrs
+
+from aio_agentapi._batch import run_many
+from aio_agentapi._channel import Channel
+from aio_agentapi._types import AgentCode, Amount, Operation, Query, exact
+from aio_agentapi.errors import AgentAPIError
+
+# The service's own bound on the rows of a page.
+_PAGE: Final = 2000
+
+
+@attrs.frozen(kw_only=True)
+class PointMove:
+    """
+    One move of points between two accounts.
+
+    Attributes:
+        move_id: The service's number of it, growing.
+
+        from_code: Whose points they were; None: minted by the back office.
+
+        to_code: Whose points they are.
+
+        amount: How many, in major units.
+
+        balance: The caller's points after it.
+
+        reference: The name that made it repeatable, None where it had none.
+
+        created_at: When, with its zone.
+    """
+
+    move_id: int
+    from_code: AgentCode | None = None
+    to_code: AgentCode
+    amount: Decimal
+    balance: Decimal
+    reference: str | None = None
+    created_at: datetime
+
+
+@attrs.frozen
+class PlanRow:
+    """
+    One row of a plan of points.
+
+    Attributes:
+        agent_code: A direct child of the caller.
+
+        amount: How many points it gets, in major units.
+
+        reference: The caller's own name for the move. None: one is made.
+    """
+
+    agent_code: AgentCode
+    amount: Amount
+    reference: str | None = None
+
+
+Plan: TypeAlias = (
+    Iterable[PlanRow | tuple[AgentCode, Amount]]
+    | AsyncIterable[PlanRow | tuple[AgentCode, Amount]]
+)
+
+
+@attrs.frozen(kw_only=True)
+class Distributed:
+    """
+    What became of one row of a plan.
+
+    Attributes:
+        line: Its number in the plan, from 1.
+
+        row: What the plan says.
+
+        reference: What makes it repeatable: sent again with this, it moves nothing
+            a second time.
+
+        move: The move, None where there is an error.
+
+        error: Why there is none; its ``happened`` says whether it still may be.
+    """
+
+    line: int
+    row: PlanRow
+    reference: str
+    move: PointMove | None = None
+    error: AgentAPIError | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _Balance:
+    balance: Decimal
+
+
+_BALANCE: Final = Operation(name="points.balance", effect="read", returns=_Balance)
+_TRANSFER: Final = Operation(
+    name="points.transfer", effect="idempotent", returns=PointMove
+)
+_RECLAIM: Final = Operation(
+    name="points.reclaim", effect="idempotent", returns=PointMove
+)
+_HISTORY: Final = Operation(
+    name="points.history", effect="read", returns=list[PointMove]
+)
+
+
+@attrs.frozen(eq=False)
+class Points:
+    """
+    The caller's points, and those of its direct children.
+
+    Every move carries a reference, the caller's or one made here. The service
+    answers a reference that it has seen with the first move and moves nothing, so
+    a move is safe to send again, and is sent again when an answer was lost.
+    """
+
+    _channel: Channel = attrs.field(alias="channel", repr=False)
+
+    async def balance(self) -> Decimal:
+        """
+        Return the caller's points.
+
+        Returns:
+            Major units, exact.
+
+        Raises:
+            CredentialError: The token, or this machine's address, is not accepted.
+
+        Source:
+            Contract 5, agents: ``agent/info``.
+        """
+        return (await self._channel.call(Query(_BALANCE, {}))).balance
+
+    async def transfer(
+        self, agent_code: AgentCode, amount: Amount, *, reference: str | None = None
+    ) -> PointMove:
+        """
+        Move points from the caller to a direct child.
+
+        Args:
+            agent_code: Who gets them.
+
+            amount: Major units, more than zero, at most four decimals.
+
+            reference: Up to 64 visible ASCII characters, new for each move: the
+                same again moves nothing. None: one is made.
+
+        Returns:
+            The move, with the caller's points after it.
+
+        Raises:
+            AmountError: The amount is not one. Nothing was sent.
+
+            FundsError: The caller has too few points. Nothing moved.
+
+            ForbiddenError: Not a direct child. Nothing moved.
+
+            NotFoundError: There is no such account. Nothing moved.
+
+            InvalidError: The reference stands for another move. Nothing moved.
+
+            OutcomeUnknownError: Every answer was lost. It may have happened: call
+                again with the ``reference`` that the error carries.
+
+        Source:
+            Contract 5, points: ``points/transfer``.
+        """
+        return await self._move(_TRANSFER, agent_code, amount, reference)
+
+    async def reclaim(
+        self, agent_code: AgentCode, amount: Amount, *, reference: str | None = None
+    ) -> PointMove:
+        """
+        Move points from a direct child back to the caller.
+
+        Args:
+            agent_code: Who gives them.
+
+            amount: Major units, more than zero, at most four decimals.
+
+            reference: Up to 64 visible ASCII characters, new for each move: the
+                same again moves nothing. None: one is made.
+
+        Returns:
+            The move, with the caller's points after it.
+
+        Raises:
+            AmountError: The amount is not one. Nothing was sent.
+
+            FundsError: The child has too few points. Nothing moved.
+
+            ForbiddenError: Not a direct child. Nothing moved.
+
+            NotFoundError: There is no such account. Nothing moved.
+
+            InvalidError: The reference stands for another move. Nothing moved.
+
+            OutcomeUnknownError: Every answer was lost. It may have happened: call
+                again with the ``reference`` that the error carries.
+
+        Source:
+            Contract 5, points: ``points/reclaim``.
+        """
+        return await self._move(_RECLAIM, agent_code, amount, reference)
+
+    async def history(self, after: int = 0) -> AsyncIterator[PointMove]:
+        """
+        Iterate over the moves in which the caller is either side.
+
+        Args:
+            after: A move_id; it and those before it are left out. 0: from the start.
+
+        Yields:
+            The oldest first.
+
+        Raises:
+            CredentialError: The token, or this machine's address, is not accepted.
+
+        Source:
+            Contract 5, points: ``points/history``.
+        """
+        while True:
+            body = {"last_id": after, "limit": _PAGE}
+            page = await self._channel.call(Query(_HISTORY, body))
+            for move in page:
+                yield move
+            if len(page) < _PAGE:
+                return
+            after = page[-1].move_id
+
+    async def distribute(
+        self, plan: Plan, *, run: str | None = None
+    ) -> AsyncIterator[Distributed]:
+        """
+        Move points to many direct children, at full speed in the batch lane.
+
+        The plan may be of any length: rows are taken as there is room for them,
+        and memory does not grow with it. A row that fails stops no other.
+
+        Args:
+            plan: Rows, or pairs of agent_code and amount.
+
+            run: A name of this run, up to 40 visible ASCII characters: a row
+                without a reference gets this and its line number, so the same
+                plan under the same name moves nothing twice. None: a new one.
+
+        Yields:
+            What became of each row, as it comes, not in the order of the plan.
+
+        Raises:
+            Exception: What the plan raised while it was read, after what became
+                of the rows before it.
+
+        Source:
+            Contract 5, points: ``points/transfer``.
+        """
+        run = run or secrets.token_hex(8)
+        channel = attrs.evolve(
+            self._channel, settings=attrs.evolve(self._channel.settings, lane="batch")
+        )
+        batch = Points(channel)
+        async for outcome in run_many(batch._give, _numbered(plan, run)):  # noqa: SLF001 - our own class
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.value is not None:
+                yield outcome.value
+
+    async def _give(self, row: tuple[int, PlanRow, str]) -> Distributed:
+        line, wanted, reference = row
+        move, error = None, None
+        try:
+            move = await self.transfer(
+                wanted.agent_code, wanted.amount, reference=reference
+            )
+        except AgentAPIError as caught:
+            error = caught
+        return Distributed(
+            line=line, row=wanted, reference=reference, move=move, error=error
+        )
+
+    async def _move(
+        self,
+        operation: Operation[PointMove],
+        agent_code: AgentCode,
+        amount: Amount,
+        reference: str | None,
+    ) -> PointMove:
+        body = {
+            "agent_code": agent_code,
+            "amount": exact(amount),
+            "reference": secrets.token_hex(16) if reference is None else reference,
+        }
+        return await self._channel.call(Query(operation, body))
+
+
+async def _numbered(
+    plan: Plan, run: str
+) -> AsyncIterator[tuple[int, PlanRow, str]]:
+    line = 0
+    if isinstance(plan, AsyncIterable):
+        async for row in plan:
+            line += 1
+            yield _addressed(line, row, run)
+    else:
+        for row in plan:
+            line += 1
+            yield _addressed(line, row, run)
+
+
+def _addressed(
+    line: int, row: PlanRow | tuple[AgentCode, Amount], run: str
+) -> tuple[int, PlanRow, str]:
+    full = row if isinstance(row, PlanRow) else PlanRow(*row)
+    return line, full, full.reference or f"{run}-{line}"

@@ -1,0 +1,21 @@
+"""The stand-in as a process of its own: options as JSON, ended by its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from aio_agentapi.sandbox._box import Sandbox, serve
+from aio_agentapi.sandbox._service import Switches
+
+options = json.loads(sys.argv[1])
+asyncio.run(
+    serve(
+        Sandbox(
+            Switches(**options["switches"]),
+            db=Path(options["db"]) if "db" in options else None,
+        )
+    )
+)

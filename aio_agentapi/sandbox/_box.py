@@ -1,0 +1,348 @@
+"""The stand-in in three places: this loop, a process of its own, the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiohttp
+import attrs
+from aiohttp import web
+
+from aio_agentapi.sandbox._clock import Clock, SystemClock
+from aio_agentapi.sandbox._faults import Fault, Faults
+from aio_agentapi.sandbox._ledger import Account, Ledger, Move
+from aio_agentapi.sandbox._service import Gauge, Service, Switches
+
+# Of the ready-made hierarchy: euro, and enough points for any example.
+_CURRENCY: Final = 978
+_POINTS: Final = 1_000_000
+_UNIT: Final = 10_000
+
+# Seconds for a process to start, and to stop when asked.
+_PATIENCE: Final = 20.0
+
+
+@attrs.define(eq=False, repr=False)
+class Sandbox:
+    """
+    The stand-in service inside this event loop, on a free port of 127.0.0.1.
+
+    Used as ``async with Sandbox() as box``. It comes with a small hierarchy, unless
+    the file has one already: ``broker`` above ``operator`` above ``shop_1`` and
+    ``shop_2``, each with points.
+
+    Args:
+        switches: How this deployment behaves. None: the defaults.
+
+        db: A file that keeps the state. None: memory.
+
+        port: 0: a free one.
+
+        clock: What time it is for the service. None: the machine's clock.
+
+        seed: Of the dice of faults.
+    """
+
+    _switches: Switches | None = attrs.field(alias="switches", default=None)
+    _db: Path | None = attrs.field(alias="db", default=None, kw_only=True)
+    _port: int = attrs.field(alias="port", default=0, kw_only=True)
+    _clock: Clock | None = attrs.field(alias="clock", default=None, kw_only=True)
+    _seed: int = attrs.field(alias="seed", default=0, kw_only=True)
+    _service: Service = attrs.field(init=False)
+    _runner: web.AppRunner | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        clock = self._clock or SystemClock()
+        switches = self._switches or Switches()
+        ledger = Ledger(clock, self._db)
+        ledger.row_delay = switches.row_delay
+        self._service = Service(ledger, clock, switches, Faults(self._seed))
+        if not ledger.accounts():
+            self._furnish()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=2**20)
+        app.router.add_post("/v4/{path:.+}", self._service.handle)
+        app.router.add_get("/sandbox/{what}", self._tell)
+        app.router.add_post("/sandbox/{what}", self._set)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=1024)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._service.ledger.close()
+
+    @property
+    def base_url(self) -> str:
+        """Where it answers; known once it has started."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong."""
+        return self._service.faults
+
+    @property
+    def switches(self) -> Switches:
+        """How this deployment behaves."""
+        return self._service.switches
+
+    @switches.setter
+    def switches(self, switches: Switches) -> None:
+        self._service.switches = switches
+        self._service.ledger.row_delay = switches.row_delay
+
+    @property
+    def executed(self) -> Mapping[str, int]:
+        """How many calls of each path were executed with success."""
+        return self._service.executed
+
+    def account(self, name: str) -> Account:
+        """Return the first account of that name, from the root downwards."""
+        for account in self._service.ledger.accounts():
+            if account.name == name:
+                return account
+        raise KeyError(name)
+
+    def accounts(self) -> list[Account]:
+        """Return all accounts, parents before their children."""
+        return self._service.ledger.accounts()
+
+    def token(self, name: str) -> str:
+        """Return the token of the account of that name."""
+        return self.account(name).token
+
+    def gauge(self, name: str) -> Gauge:
+        """Return the live gauge of the account of that name."""
+        return self._service.gauge(self.account(name))
+
+    def foreign(self, name: str, held: int) -> None:
+        """Let others hold so many of an account's permits."""
+        self.gauge(name).foreign = held
+
+    def add(
+        self,
+        name: str,
+        role: str = "agent",
+        *,
+        parent: str | None = None,
+        points: Decimal | int = 0,
+        currency: int = _CURRENCY,
+    ) -> Account:
+        """
+        Create an account as the back office does, with points.
+
+        Points of an account that has a parent are minted at its root and moved
+        down, so that they are in every book on the way.
+
+        Args:
+            name: 2 to 50 letters, digits and underscores.
+
+            role: Broker, operator or agent.
+
+            parent: The name of the account above. None: a new root.
+
+            points: What it has in the end, in major units.
+
+            currency: Of a new root; others have their parent's.
+
+        Returns:
+            The account.
+        """
+        ledger = self._service.ledger
+        if parent is None:
+            account = ledger.create_root(name, role, currency)
+        else:
+            above = self.account(parent)
+            account = ledger.create(above, name, role, above.code, ())
+        if points:
+            self.mint(account, points)
+        return ledger.account(account.code)
+
+    def mint(self, account: Account, points: Decimal | int) -> Move:
+        """Bring points into being at the root of an account, and move them to it."""
+        ledger = self._service.ledger
+        units = int(points * _UNIT)
+        lineage = account.lineage
+        move = ledger.mint(lineage[0], units)
+        for above, below in zip(lineage, lineage[1:], strict=False):
+            move = ledger.transfer(ledger.account(above), below, units, None)
+        return move
+
+    def allow(self, name: str, addresses: str) -> None:
+        """Set an account's Allowed IP: separated by spaces or new lines; blank: any."""
+        self._service.ledger.update(self.account(name), None, addresses.split())
+
+    def audit(self) -> tuple[Decimal, Decimal]:
+        """Return what was minted, and the sum of all points and balances."""
+        minted, held = self._service.ledger.audit()
+        return Decimal(minted) / _UNIT, Decimal(held) / _UNIT
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.base_url}>"
+
+    def _furnish(self) -> None:
+        self.add("broker", "broker", points=_POINTS)
+        self.add("operator", "operator", parent="broker", points=_POINTS // 2)
+        for name in ("shop_1", "shop_2"):
+            self.add(name, parent="operator", points=1000)
+
+    # For a stand-in in another process: what the methods above do, over HTTP.
+
+    async def _tell(self, request: web.Request) -> web.Response:
+        what = request.match_info["what"]
+        if what == "gauge":
+            gauge = self.gauge(request.query["name"])
+            return web.json_response(attrs.asdict(gauge))
+        if what == "audit":
+            return web.json_response([str(amount) for amount in self.audit()])
+        raise web.HTTPNotFound
+
+    async def _set(self, request: web.Request) -> web.Response:
+        # A page in a browser cannot send this type across origins unasked.
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType
+        what, sent = request.match_info["what"], await request.json()
+        if what == "foreign":
+            self.foreign(sent["name"], sent["held"])
+        elif what == "mint":
+            self.mint(self.account(sent["name"]), Decimal(sent["points"]))
+        elif what == "fault":
+            self.faults.add(Fault(**sent))
+        elif what == "clear":
+            self.faults.clear()
+        else:
+            raise web.HTTPNotFound
+        return web.json_response({})
+
+
+async def serve(box: Sandbox) -> None:
+    """Run a stand-in until standard input ends or it is interrupted; tell where."""
+    async with box:
+        greeting = {
+            "base_url": box.base_url,
+            "tokens": {a.name: a.token for a in box.accounts()[:100]},
+        }
+        sys.stdout.write(json.dumps(greeting) + "\n")
+        sys.stdout.flush()
+        loop = asyncio.get_running_loop()
+        # The parent holds the other end: it closes when the parent is gone.
+        await loop.run_in_executor(None, sys.stdin.buffer.read)
+
+
+@attrs.define(eq=False, repr=False)
+class SandboxProcess:
+    """
+    The stand-in service in a process of its own, on a free port of 127.0.0.1.
+
+    Used as ``async with SandboxProcess() as box``; the process ends with the block,
+    and also when this process is killed.
+
+    Args:
+        switches: How this deployment behaves. None: the defaults.
+
+        db: A file that keeps the state. None: memory.
+    """
+
+    _switches: Switches | None = attrs.field(alias="switches", default=None)
+    _db: Path | None = attrs.field(alias="db", default=None, kw_only=True)
+    base_url: str = attrs.field(init=False, default="")
+    tokens: Mapping[str, str] = attrs.field(init=False, factory=dict, repr=False)
+    _process: asyncio.subprocess.Process = attrs.field(init=False)
+    _http: aiohttp.ClientSession = attrs.field(init=False)
+    _stack: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
+
+    async def __aenter__(self) -> Self:
+        options = {"switches": attrs.asdict(self._switches or Switches())}
+        if self._db is not None:
+            options["db"] = str(self._db)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "aio_agentapi.sandbox",
+            json.dumps(options),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._stack.push_async_callback(self._stop)
+        try:
+            await self._meet()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    async def gauge(self, name: str) -> Gauge:
+        """Return the gauge of the account of that name, as it is now."""
+        return Gauge(**await self._ask("GET", "gauge", params={"name": name}))
+
+    async def audit(self) -> tuple[Decimal, Decimal]:
+        """Return what was minted, and the sum of all points and balances."""
+        minted, held = await self._ask("GET", "audit")
+        return Decimal(minted), Decimal(held)
+
+    async def foreign(self, name: str, held: int) -> None:
+        """Let others hold so many of an account's permits."""
+        await self._ask("POST", "foreign", json={"name": name, "held": held})
+
+    async def mint(self, name: str, points: Decimal | int) -> None:
+        """Bring points into being, and move them to the account of that name."""
+        await self._ask("POST", "mint", json={"name": name, "points": str(points)})
+
+    async def fault(self, fault: Fault) -> None:
+        """Turn a fault on."""
+        await self._ask("POST", "fault", json=attrs.asdict(fault))
+
+    async def clear_faults(self) -> None:
+        """Turn all faults off."""
+        await self._ask("POST", "clear", json={})
+
+    async def _meet(self) -> None:
+        if self._process.stdout is None:
+            msg = "the process has no standard output"
+            raise RuntimeError(msg)
+        async with asyncio.timeout(_PATIENCE):
+            line = await self._process.stdout.readline()
+        if not line:
+            msg = "the stand-in did not start"
+            raise RuntimeError(msg)
+        greeting = json.loads(line)
+        self.base_url = greeting["base_url"]
+        self.tokens = greeting["tokens"]
+        self._http = await self._stack.enter_async_context(aiohttp.ClientSession())
+
+    async def _stop(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _ask(self, method: str, what: str, **kwargs: Any) -> Any:  # noqa: ANN401 - any JSON
+        url = f"{self.base_url}/sandbox/{what}"
+        async with self._http.request(method, url, **kwargs) as response:
+            response.raise_for_status()
+            return await response.json()
