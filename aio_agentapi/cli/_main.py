@@ -1,0 +1,33 @@
+"""The commands, gathered."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import click
+
+from aio_agentapi.cli import agents, demo, points, sandbox
+from aio_agentapi.cli._command import EXIT_CODES, account_options
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(version("aio-agentapi"), prog_name="agentapi")
+@account_options
+def main() -> None:
+    """
+    Move points, and manage agents, from the command line.
+
+    The service and the token come from AGENTAPI_BASE_URL and AGENTAPI_TOKEN, or
+    from an account in the configuration file (--account). A token is never given
+    on the command line: others on the machine can read it there.
+    """
+
+
+main.add_command(demo.demo)
+main.add_command(sandbox.sandbox)
+main.add_command(agents.info)
+main.add_command(agents.agents)
+main.add_command(points.points)

@@ -1,0 +1,157 @@
+"""``agentapi info`` and ``agentapi agents``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+import click
+
+from aio_agentapi import Secret
+from aio_agentapi.cli import _show
+from aio_agentapi.cli._command import open_session, runs
+
+_COLUMNS = ("agent_code", "name", "role", "parent_code", "balance", "state")
+
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="JSON instead of a table."
+)
+
+
+@click.command()
+@as_json_option
+@click.pass_context
+@runs
+async def info(context: click.Context, as_json: bool) -> None:
+    """Show the account that the token stands for."""
+    async with open_session(context) as session:
+        me = await session.agents.info()
+    if as_json:
+        _show.line(me)
+    else:
+        names = [field.name for field in attrs.fields(type(me))]
+        _show.facts([(name, getattr(me, name)) for name in names])
+
+
+@click.group()
+def agents() -> None:
+    """Show and manage the accounts below yours."""
+
+
+@agents.command("list")
+@click.option("--parent", type=int, metavar="CODE", help="Whose children; yours.")
+@click.option("--subtree", is_flag=True, help="Those further below too.")
+@as_json_option
+@click.pass_context
+@runs
+async def list_(
+    context: click.Context, parent: int | None, subtree: bool, as_json: bool
+) -> None:
+    """List accounts below yours."""
+    async with open_session(context) as session:
+        found = session.agents.list(parent_code=parent, subtree=subtree)
+        await _show.rows(found, _COLUMNS, as_json=as_json)
+
+
+@agents.command()
+@as_json_option
+@click.pass_context
+@runs
+async def tree(context: click.Context, as_json: bool) -> None:
+    """Draw your account and all below it."""
+    async with open_session(context) as session:
+        top = await session.agents.tree()
+    if as_json:
+        _show.line(top)
+    else:
+        _show.tree(top)
+
+
+@agents.command()
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(["agent", "operator"]), default="agent", show_default=True
+)
+@click.option("--parent", type=int, metavar="CODE", help="The account above; yours.")
+@click.option("--allow", multiple=True, metavar="IP", help="An allowed address.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="Write the token there, readable by you alone, instead of showing it.",
+)
+@as_json_option
+@click.pass_context
+@runs
+async def create(  # noqa: PLR0913 - one for each option
+    context: click.Context,
+    name: str,
+    role: str,
+    parent: int | None,
+    allow: tuple[str, ...],
+    token_file: Path | None,
+    as_json: bool,
+) -> None:
+    """
+    Create an account below yours.
+
+    Its token is shown this once: the service does not tell it again.
+    """
+    # Opened before the account exists: a token must not be lost to a wrong path.
+    kept = None if token_file is None else _new_file(token_file)
+    try:
+        async with open_session(context) as session:
+            new = await session.agents.create(
+                name, role=role, parent_code=parent, whitelist=allow
+            )
+    except BaseException:
+        if token_file is not None and kept is not None:
+            os.close(kept)
+            token_file.unlink()
+        raise
+    if kept is not None:
+        with os.fdopen(kept, "w") as file:
+            file.write(new.token.reveal() + "\n")
+    shown: Secret | str = new.token if kept is None else f"in {token_file}"
+    if as_json:
+        _show.line({"agent": new.agent, "token": shown if kept is None else None})
+    else:
+        pairs = [(column, getattr(new.agent, column)) for column in _COLUMNS]
+        _show.facts([*pairs, ("token", shown)])
+
+
+@agents.command()
+@click.argument("agent_code", type=int)
+@as_json_option
+@click.pass_context
+@runs
+async def suspend(context: click.Context, agent_code: int, as_json: bool) -> None:
+    """Have the calls of an account, and of all below it, refused."""
+    async with open_session(context) as session:
+        _tell(await session.agents.suspend(agent_code), as_json=as_json)
+
+
+@agents.command()
+@click.argument("agent_code", type=int)
+@as_json_option
+@click.pass_context
+@runs
+async def resume(context: click.Context, agent_code: int, as_json: bool) -> None:
+    """Have the calls of a suspended account accepted again."""
+    async with open_session(context) as session:
+        _tell(await session.agents.resume(agent_code), as_json=as_json)
+
+
+def _tell(agent: object, *, as_json: bool) -> None:
+    if as_json:
+        _show.line(agent)
+    else:
+        _show.facts([(column, getattr(agent, column)) for column in _COLUMNS])
+
+
+def _new_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        msg = f"--token-file: {error}"
+        raise click.UsageError(msg) from None

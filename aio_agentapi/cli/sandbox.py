@@ -1,0 +1,57 @@
+"""``agentapi sandbox``: the stand-in service in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import click
+
+from aio_agentapi.cli._command import runs
+from aio_agentapi.errors import UsageError
+from aio_agentapi.sandbox import Sandbox, Switches
+
+
+@click.command()
+@click.option("--port", default=0, show_default="a free one", help="Port of 127.0.0.1.")
+@click.option("--limit", default=50, show_default=True, help="Calls at once.")
+@click.option(
+    "--latency", default=0.0, show_default=True, help="Seconds that a call takes."
+)
+@click.option(
+    "--db", type=click.Path(path_type=Path), help="Keep the state in this file."
+)
+@runs
+async def sandbox(port: int, limit: int, latency: float, db: Path | None) -> None:
+    """
+    Run a stand-in for the service, with a small hierarchy ready to use.
+
+    It answers on this machine only, until it is interrupted. The tokens that it
+    prints are its own, and worth nothing elsewhere.
+    """
+    if limit < 1 or latency < 0:
+        msg = "--limit is at least 1, and --latency at least 0"
+        raise UsageError(msg)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        box = Sandbox(Switches(limit=limit, latency=latency), db=db, port=port)
+        await box.__aenter__()
+    except OSError as error:
+        msg = f"the stand-in cannot start: {error}"
+        raise UsageError(msg) from None
+    try:
+        click.echo(f"export AGENTAPI_BASE_URL={box.base_url}")
+        for account in box.accounts()[:20]:
+            mark = "export" if account.name == "operator" else "#     "
+            click.echo(
+                f"{mark} AGENTAPI_TOKEN={account.token}"
+                f"  # {account.role} {account.name}, agent_code {account.code}"
+            )
+        click.echo("# Ctrl-C ends it", err=True)
+        await stop.wait()
+    finally:
+        await box.__aexit__()
