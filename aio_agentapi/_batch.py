@@ -147,7 +147,7 @@ class _Fan(Generic[A, T]):
             try:
                 outcome = Outcome[A, T](item, value=await self._call(item))
             except Exception as error:  # noqa: BLE001 - an outcome, whatever it is
-                outcome = Outcome(item, error=error)
+                outcome = Outcome[A, T](item, error=error)
             slot.set_result(outcome)
             if not self._ordered:
                 self._line.put_nowait(slot)

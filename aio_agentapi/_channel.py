@@ -259,7 +259,9 @@ class Channel:
         error.reference = reference if isinstance(reference, str) else None
         error.message = scrub(error.message)
         if isinstance(error, RefusedError):
-            error.fields = tuple((scrub(name), scrub(why)) for name, why in error.fields)
+            error.fields = tuple(
+                (scrub(name), scrub(why)) for name, why in error.fields
+            )
 
 
 def _verdict(
@@ -268,5 +270,6 @@ def _verdict(
     """Say of a whole call what the end of its last sending does not prove."""
     if isinstance(error, GateTimeoutError) and call.busy is not None:
         error = call.busy
-    no_proof = call.doubt is not None and operation.effect != "read"
-    return call.doubt if no_proof and error.happened == "no" else error
+    if call.doubt is None or operation.effect == "read" or error.happened == "maybe":
+        return error
+    return call.doubt

@@ -159,6 +159,7 @@ class Gate(Protocol):
 
     def statistics(self) -> GateStatistics:
         """Tell what the gate is doing."""
+        ...
 
     def close(self) -> None:
         """Let nobody in any more; those in line get ``ClosedError``."""
@@ -173,6 +174,7 @@ class Gate(Protocol):
         Returns:
             Whether it came to that.
         """
+        ...
 
 
 _Line: TypeAlias = "OrderedDict[asyncio.Future[bool], None]"
@@ -294,10 +296,12 @@ class LocalGate:
             in_use=self._in_use,
             withheld=self._withheld,
             waiting=self._waiting,
-            waiting_by_lane=MappingProxyType({
-                "interactive": len(self._interactive),
-                "batch": len(self._batch),
-            }),
+            waiting_by_lane=MappingProxyType(
+                {
+                    "interactive": len(self._interactive),
+                    "batch": len(self._batch),
+                }
+            ),
             admitted=self._admitted,
             busy_answers=self._busy,
             peak=self._peak,
@@ -481,7 +485,7 @@ class LocalGate:
 
     def _pause(self) -> float:
         pause = max(_PROBE_AFTER, _PROBE_TIMES * self._usual)
-        return max(pause, min(_PROBE_AT_MOST, pause * 2**self._doublings))
+        return max(pause, min(_PROBE_AT_MOST, pause * float(2**self._doublings)))
 
     def _probe(self) -> None:
         """Send one of those in line beyond the share, if none of ours completes."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
+import anyio
 import attrs
 
 from aio_agentapi._channel import Channel, Home
@@ -49,38 +49,30 @@ class Session:
     """
 
     _channel: Channel = attrs.field(alias="channel")
-    agents: Agents = attrs.field(init=False)
-    points: Points = attrs.field(init=False)
-    users: Users = attrs.field(init=False)
-    wallets: Wallets = attrs.field(init=False)
-    transactions: Transactions = attrs.field(init=False)
+    agents: Agents
+    points: Points
+    users: Users
+    wallets: Wallets
+    transactions: Transactions
 
-    @agents.default
-    def _make_agents(self) -> Agents:
-        return Agents(self._channel)
-
-    @points.default
-    def _make_points(self) -> Points:
-        return Points(self._channel)
-
-    @users.default
-    def _make_users(self) -> Users:
-        return Users(self._channel)
-
-    @wallets.default
-    def _make_wallets(self) -> Wallets:
-        return Wallets(self._channel)
-
-    @transactions.default
-    def _make_transactions(self) -> Transactions:
-        return Transactions(self._channel)
+    @classmethod
+    def on(cls, channel: Channel) -> Self:
+        """Make the session of a channel; :meth:`SessionManager.session` does it."""
+        return cls(
+            channel,
+            Agents(channel),
+            Points(channel),
+            Users(channel),
+            Wallets(channel),
+            Transactions(channel),
+        )
 
     @property
     def gate(self) -> Gate:
         """The token's admission gate; ``gate.statistics()`` tells its state."""
         return self._channel.gate
 
-    def with_options(self, **options: Any) -> Session:
+    def with_options(self, **options: float | str | None) -> Session:
         """
         Return a view of this session with other settings for its calls.
 
@@ -100,8 +92,8 @@ class Session:
         if wrong:
             msg = f"not for a view: {', '.join(wrong)}; it takes {sorted(_OPTIONS)}"
             raise UsageError(msg)
-        settings = attrs.evolve(self._channel.settings, **options)
-        return Session(attrs.evolve(self._channel, settings=settings))
+        settings = attrs.evolve(self._channel.settings, **cast("Any", options))
+        return Session.on(attrs.evolve(self._channel, settings=settings))
 
     async def aclose(self) -> None:
         """
@@ -114,6 +106,24 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self._channel.gate!r}>"
+
+
+def _secrets(accounts: Mapping[str, str | Secret] | None) -> dict[str, Secret]:
+    return {name: _secret(name, token) for name, token in (accounts or {}).items()}
+
+
+def _secret(name: str, token: str | Secret) -> Secret:
+    if isinstance(token, Secret):
+        return token
+    try:
+        return Secret(token)
+    except UsageError as error:
+        msg = f"accounts: {name!r}: {error}"
+        raise UsageError(msg) from None
+
+
+def _or_default(settings: Settings | None) -> Settings:
+    return settings or Settings()
 
 
 @attrs.define(eq=False, repr=False)
@@ -141,9 +151,11 @@ class SessionManager:
 
     _base_url: str = attrs.field(alias="base_url")
     _accounts: Mapping[str, Secret] = attrs.field(
-        alias="accounts", default=None, kw_only=True
+        alias="accounts", default=None, converter=_secrets, kw_only=True
     )
-    _settings: Settings = attrs.field(alias="settings", default=None, kw_only=True)
+    _settings: Settings = attrs.field(
+        alias="settings", default=None, converter=_or_default, kw_only=True
+    )
     _make_gate: Callable[[Secret, Settings], Gate] | None = attrs.field(
         alias="gate", default=None, kw_only=True
     )
@@ -151,21 +163,9 @@ class SessionManager:
     _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
     _closed: bool = attrs.field(init=False, default=False)
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        accounts: Mapping[str, str | Secret] | None = None,
-        settings: Settings | None = None,
-        gate: Callable[[Secret, Settings], Gate] | None = None,
-    ) -> None:
-        settings = settings or Settings()
-        self.__attrs_init__(
-            check_base_url(base_url, allow_plain_http=settings.allow_plain_http),
-            accounts={n: _secret(n, t) for n, t in (accounts or {}).items()},
-            settings=settings,
-            gate=gate,
-        )
+    def __attrs_post_init__(self) -> None:
+        allowed = self._settings.allow_plain_http
+        self._base_url = check_base_url(self._base_url, allow_plain_http=allowed)
 
     async def __aenter__(self) -> Self:
         self._home.check()
@@ -204,7 +204,9 @@ class SessionManager:
         self._closed = True
         sessions = [*self._sessions.values()]
         self._sessions.clear()
-        await asyncio.gather(*(session.aclose() for session in sessions))
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                group.start_soon(session.aclose)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
@@ -236,14 +238,4 @@ class SessionManager:
         )
         transport = Transport(self._base_url, secret, settings)
         channel = Channel(settings, gate, self._home, transport, wire(settings.zone))
-        return Session(channel)
-
-
-def _secret(name: str, token: str | Secret) -> Secret:
-    if isinstance(token, Secret):
-        return token
-    try:
-        return Secret(token)
-    except UsageError as error:
-        msg = f"accounts: {name!r}: {error}"
-        raise UsageError(msg) from None
+        return Session.on(channel)

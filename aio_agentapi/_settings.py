@@ -16,23 +16,25 @@ from aio_agentapi._types import Lane
 from aio_agentapi.errors import UsageError
 
 # The path of every operation, relative to /v4/.
-PATHS: Final[Mapping[str, str]] = MappingProxyType({
-    "agents.info": "agent/info",
-    "agents.create": "agent/create",
-    "agents.list": "agent/list",
-    "agents.update": "agent/update",
-    "agents.reissue_token": "agent/token",
-    "points.balance": "agent/info",
-    "points.transfer": "points/transfer",
-    "points.reclaim": "points/reclaim",
-    "points.history": "points/history",
-    "users.create": "user/create",
-    "users.info": "user/info",
-    "wallets.deposit": "wallet/deposit",
-    "wallets.withdraw": "wallet/withdraw",
-    "wallets.withdraw_all": "wallet/withdraw-all",
-    "transactions.since": "game/transaction-id",
-})
+PATHS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "agents.info": "agent/info",
+        "agents.create": "agent/create",
+        "agents.list": "agent/list",
+        "agents.update": "agent/update",
+        "agents.reissue_token": "agent/token",
+        "points.balance": "agent/info",
+        "points.transfer": "points/transfer",
+        "points.reclaim": "points/reclaim",
+        "points.history": "points/history",
+        "users.create": "user/create",
+        "users.info": "user/info",
+        "wallets.deposit": "wallet/deposit",
+        "wallets.withdraw": "wallet/withdraw",
+        "wallets.withdraw_all": "wallet/withdraw-all",
+        "transactions.since": "game/transaction-id",
+    }
+)
 
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -176,14 +178,14 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
         UsageError: Not an http or https address, with credentials, a query or
             the version in it, or plain HTTP to another machine.
     """
+    wrong = UsageError("base_url: 'https://' and a host, and a path if it has one")
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
     except (ValueError, TypeError, AttributeError):
-        host = None
+        raise wrong from None
     if not host or parts.scheme not in {"http", "https"} or not base_url.isprintable():
-        msg = "base_url: 'https://' and a host, with a path where there is one"
-        raise UsageError(msg)
+        raise wrong
     if parts.username is not None or parts.password is not None:
         msg = "base_url: no user and no password in it; the token is the identity"
         raise UsageError(msg)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import aiohttp
 import attrs
+from aiohttp.tracing import Trace
 
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Secret
@@ -51,8 +52,13 @@ class Answer(NamedTuple):
 class _Connector(aiohttp.TCPConnector):
     """Connections that tell when a call got one."""
 
-    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
-        connection = await super().connect(*args, **kwargs)
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
         _connected.set(True)
         return connection
 
@@ -99,22 +105,18 @@ class Transport:
 
             ClosedError: The transport is closed. Nothing was sent.
         """
-        failure: AgentAPIError
         # One deadline of our own: aiohttp's costs more than twice as much.
         clock = asyncio.timeout_at(until)
         try:
             async with clock:
                 return await self._post(path, text)
         except asyncio.CancelledError as error:
-            cancelled = error.args
+            end: BaseException = asyncio.CancelledError(*error.args)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            cancelled = None
-            failure = self._translate(error, expired=clock.expired())
-        if cancelled is not None:
-            # A new one, without the frames of the old; whoever cancelled knows
-            # his by the arguments, or by the task's count.
-            raise asyncio.CancelledError(*cancelled)
-        raise failure
+            end = self._translate(error, expired=clock.expired())
+        # Without the frames of the old; whoever cancelled knows his cancellation
+        # by its arguments, or by the task's count.
+        raise end
 
     async def aclose(self) -> None:
         """Close every connection; exchanges that still run lose their answer."""
@@ -179,9 +181,7 @@ class Transport:
             headers={"Accept": "application/json", "Content-Type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
             # `connect` costs nothing where a pooled connection is at hand.
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=settings.connect_timeout
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout),
         )
         return self._http
 

@@ -148,6 +148,7 @@ class OpenInt(enum.IntEnum):
 MAX_AMOUNT: Final = Decimal(10**15)
 DECIMALS: Final = 4
 _RANGE: Final = "an amount is more than 0 and at most 10^15"
+_SHORT: Final = 40
 _STEP: Final = Decimal(1).scaleb(-DECIMALS)
 _PLAIN_EXPONENTS: Final = frozenset(range(-DECIMALS, 1))
 # Of our own: the caller's may round, or trap.
@@ -214,4 +215,4 @@ def _number(amount: Amount) -> Decimal:
 
 def _short(value: Decimal) -> str:
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"

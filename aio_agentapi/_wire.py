@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache, partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -45,7 +45,9 @@ from aio_agentapi.errors import (
 T = TypeVar("T")
 
 # Contract 4: what each code is called and becomes.
-CODES: Final[Mapping[int, tuple[str, type[AgentAPIError]]]] = {
+CODES: Final[
+    Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]
+] = {
     1: ("UNDER_MAINTENANCE", MaintenanceError),
     1001: ("INTERNAL_SERVER_ERROR", OutcomeUnknownError),
     1002: ("VALIDATION_ERROR", InvalidError),
@@ -176,8 +178,6 @@ def _refusal(
     if issubclass(kind, OutcomeUnknownError):
         msg = f"code {code} ({words}). It may have happened"
         return kind(msg, code=code, name=name, status=status)
-    if not issubclass(kind, RefusedError):
-        raise TypeError(kind)
     fields = _fields(envelope.data)
     if fields:
         words += "; " + ", ".join(f"{field}: {why}" for field, why in fields[:5])
@@ -188,23 +188,24 @@ def _refusal(
         )
     msg = f"code {code} ({words}). Nothing happened"
     refusal = kind(msg, code=code, name=name, fields=fields)
-    if isinstance(refusal, IpNotAllowedError) and isinstance(envelope.data, dict):
-        refusal.client_ip = _text_or_none(envelope.data.get("client_ip"))
+    if isinstance(refusal, IpNotAllowedError):
+        refusal.client_ip = _client_ip(envelope.data)
     return refusal
 
 
 def _fields(data: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(data, list):
-        return ()
+    rows = cast("list[object]", data) if isinstance(data, list) else []
+    members = [cast("dict[str, object]", row) for row in rows if isinstance(row, dict)]
     return tuple(
         (str(row.get("field", ""))[:_EXCERPT], str(row.get("message", ""))[:_EXCERPT])
-        for row in data
-        if isinstance(row, dict)
+        for row in members
     )
 
 
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _client_ip(data: object) -> str | None:
+    members = cast("dict[str, object]", data) if isinstance(data, dict) else {}
+    address = members.get("client_ip")
+    return address if isinstance(address, str) else None
 
 
 @cache
@@ -225,7 +226,7 @@ def _converter(zone: ZoneInfo, *, detailed: bool) -> Converter:
         converter.register_structure_hook_func(partial(operator.is_, kind), hook)
     converter.register_structure_hook(datetime, lambda v, _: _datetime(v, zone))
     converter.register_structure_hook_factory(
-        attrs.has, lambda cls: _record_hook(cls, converter)
+        attrs.has, partial(_record_hook, converter)
     )
     return converter
 
@@ -294,7 +295,7 @@ def _datetime(value: object, zone: ZoneInfo) -> datetime:
 
 
 def _record_hook(
-    record: type[Any], converter: Converter
+    converter: Converter, record: type[Any]
 ) -> Callable[[Any, Any], object]:
     """
     Structure a record; two words in a field's metadata change how.

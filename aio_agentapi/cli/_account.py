@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import platformdirs
@@ -67,9 +67,9 @@ def _read(config: Path | None) -> dict[str, Any]:
 
 
 def _settings(file: Mapping[str, Any]) -> Settings:
-    wanted = file.get("settings", {})
+    wanted = _table(file.get("settings", {}))
     known = {field.name for field in attrs.fields(Settings)} - {"ssl"}
-    if not isinstance(wanted, dict) or wanted.keys() - known:
+    if wanted is None or wanted.keys() - known:
         msg = f"[settings]: a table with some of {', '.join(sorted(known))}"
         raise UsageError(msg)
     return Settings(**wanted)
@@ -78,11 +78,11 @@ def _settings(file: Mapping[str, Any]) -> Settings:
 def _named(
     account: str, file: Mapping[str, Any], env: Mapping[str, str], settings: Settings
 ) -> Place:
-    accounts = file.get("accounts")
-    entry = accounts.get(account) if isinstance(accounts, dict) else None
-    if not isinstance(entry, dict):
+    accounts = _table(file.get("accounts", {})) or {}
+    entry = _table(accounts.get(account))
+    if entry is None:
         # Without the name: it may be a token.
-        names = ", ".join(sorted(accounts)) if isinstance(accounts, dict) else "none"
+        names = ", ".join(sorted(accounts)) or "none"
         msg = f"--account: not in the configuration file, which has: {names}"
         raise UsageError(msg)
     base_url = entry.get("base_url") or file.get("base_url")
@@ -92,6 +92,10 @@ def _named(
     return Place(
         base_url=base_url, token=_token(account, entry, env), settings=settings
     )
+
+
+def _table(value: object) -> dict[str, Any] | None:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _token(account: str, entry: Mapping[str, Any], env: Mapping[str, str]) -> Secret:

@@ -6,10 +6,10 @@ import asyncio
 import functools
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec
 
 import click
 
@@ -28,7 +28,6 @@ from aio_agentapi.errors import (
 )
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 DONE: Final = 0
 REFUSED: Final = 1
@@ -63,46 +62,21 @@ def exit_code(error: AgentAPIError) -> int:
     return next((code for kind, code in _EXITS if isinstance(error, kind)), REFUSED)
 
 
-def account_options(command: Callable[P, T]) -> Callable[..., T]:
-    """Give the group the options that say whose account it is."""
-
-    @click.option(
-        "--account",
-        envvar="AGENTAPI_ACCOUNT",
-        metavar="NAME",
-        help="An account of the configuration file.",
-    )
-    @click.option(
-        "--config",
-        envvar="AGENTAPI_CONFIG",
-        type=click.Path(path_type=Path),
-        help="The configuration file (TOML).",
-    )
-    @click.option("--token", hidden=True, is_flag=False, flag_value="", default=None)
-    @click.pass_context
-    @functools.wraps(command)
-    def wrapped(
-        context: click.Context,
-        account: str | None,
-        config: Path | None,
-        token: str | None,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        if token is not None:
-            msg = (
-                "a token is not taken from the command line, where others can read"
-                " it; set AGENTAPI_TOKEN, or use --account. Have this one reissued"
-            )
-            raise click.UsageError(msg)
-        context.obj = (account, config)
-        return command(*args, **kwargs)
-
-    return wrapped
+def keep_account(
+    context: click.Context, account: str | None, config: Path | None, token: str | None
+) -> None:
+    """Note whose account it is; refuse a token that stands on the command line."""
+    if token is not None:
+        msg = (
+            "a token is not taken from the command line, where others can read it:"
+            " set AGENTAPI_TOKEN, or use --account. Have this one reissued"
+        )
+        raise click.UsageError(msg)
+    context.obj = (account, config)
 
 
 @asynccontextmanager
-async def open_session(context: click.Context) -> AsyncIterator[Session]:
+async def open_session(context: click.Context) -> AsyncGenerator[Session]:
     """Open the session of the account that the options name."""
     account, config = context.find_root().obj
     place = _account.find(account, config, os.environ)

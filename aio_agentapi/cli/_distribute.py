@@ -26,7 +26,6 @@ from aio_agentapi.cli._command import (
 )
 from aio_agentapi.errors import (
     CredentialError,
-    NotSentError,
     RefusedError,
     UnsupportedError,
     UsageError,
@@ -176,10 +175,13 @@ class _Stop:
         self.interrupted = True
 
     def through(self, rows: Iterator[PlanRow]) -> Iterator[PlanRow]:
-        for row in rows:
-            if self.reason or self.interrupted:
-                return
-            yield row
+        try:
+            for row in rows:
+                if self.reason or self.interrupted:
+                    return
+                yield row
+        except UsageError as error:
+            self.reason = str(error)
 
 
 async def distribute(
@@ -218,7 +220,11 @@ async def distribute(
     try:
         async for done in session.points.distribute(stop.through(rows), run=run):
             end = _end(done)
-            results.add(done, end)
+            try:
+                results.add(done, end)
+            except OSError as error:
+                # The rows under way end all the same, and are counted.
+                stop.reason = f"{results.path}: {error.strerror}"
             summary.ends[end] += 1
             if done.move is not None:
                 summary.total += done.move.amount
@@ -229,7 +235,10 @@ async def distribute(
             tell(summary)
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        results.close()
+        try:
+            results.close()
+        except OSError as error:
+            stop.reason = f"{results.path}: {error.strerror}"
     summary.stopped, summary.interrupted = stop.reason, stop.interrupted
     return summary
 
@@ -241,6 +250,4 @@ def _end(done: Distributed) -> End:
         return "unknown"
     if isinstance(done.error, RefusedError):
         return "refused"
-    if isinstance(done.error, NotSentError):
-        return "not_sent"
     return "not_sent"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 
 from aio_agentapi.cli import agents, demo, points, sandbox
-from aio_agentapi.cli._command import EXIT_CODES, account_options
+from aio_agentapi.cli._command import EXIT_CODES, keep_account
 
 
 @click.group(
@@ -15,8 +16,23 @@ from aio_agentapi.cli._command import EXIT_CODES, account_options
     epilog=EXIT_CODES,
 )
 @click.version_option(version("aio-agentapi"), prog_name="agentapi")
-@account_options
-def main() -> None:
+@click.option(
+    "--account",
+    envvar="AGENTAPI_ACCOUNT",
+    metavar="NAME",
+    help="An account of the configuration file.",
+)
+@click.option(
+    "--config",
+    envvar="AGENTAPI_CONFIG",
+    type=click.Path(path_type=Path),
+    help="The configuration file (TOML).",
+)
+@click.option("--token", hidden=True, is_flag=False, flag_value="", default=None)
+@click.pass_context
+def main(
+    context: click.Context, account: str | None, config: Path | None, token: str | None
+) -> None:
     """
     Move points, and manage agents, from the command line.
 
@@ -24,6 +40,7 @@ def main() -> None:
     from an account in the configuration file (--account). A token is never given
     on the command line: others on the machine can read it there.
     """
+    keep_account(context, account, config, token)
 
 
 main.add_command(demo.demo)

@@ -106,7 +106,7 @@ class PlanFile:
                 shutil.copyfileobj(sys.stdin.buffer, spool)
                 spool.seek(0)
                 return cls("standard input", form, _text(spool))
-            return cls(path, form, _text(Path(path).open("rb")))  # noqa: SIM115 - as above
+            return cls(path, form, _text(Path(path).open("rb")))
         except OSError as error:
             msg = f"{path}: {error.strerror}"
             raise UsageError(msg) from None
@@ -237,10 +237,12 @@ def _jsonl(lines: Iterator[str]) -> Iterator[tuple[int, PlanRow | str]]:
             continue
         if not isinstance(values, dict):
             yield line, "no JSON object"
-        elif unknown := sorted(values.keys() - _KNOWN):
+            continue
+        members = cast("dict[str, Any]", values)
+        if unknown := sorted(members.keys() - _KNOWN):
             yield line, f"unknown members: {', '.join(unknown)[:80]}"
         else:
-            yield line, _row(values)
+            yield line, _row(members)
 
 
 def _row(values: dict[str, Any]) -> PlanRow | str:

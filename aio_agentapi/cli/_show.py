@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, cast
 
 import click
 import msgspec
@@ -43,7 +43,7 @@ def words(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, tuple):
-        return " ".join(words(part) for part in value)
+        return " ".join(words(part) for part in cast("tuple[object, ...]", value))
     if isinstance(value, Secret):
         return value.reveal()
     return str(value)
@@ -72,7 +72,7 @@ async def rows(
     # A table for each so many rows: a long list is shown while it is read.
     held: list[object] = []
     async for record in records:
-        held.append(record)
+        held += [record]
         if len(held) == _PAGE:
             _table(held, columns)
             held.clear()
@@ -97,8 +97,7 @@ def tree(node: AgentNode) -> None:
     heads = [(root, node)]
     while heads:
         branch, above = heads.pop()
-        for child in above.children:
-            heads.append((branch.add(_label(child)), child))
+        heads += [(branch.add(_label(child)), child) for child in above.children]
     console().print(root)
 
 

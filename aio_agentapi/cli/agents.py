@@ -71,7 +71,10 @@ async def tree(context: click.Context, as_json: bool) -> None:
 @agents.command()
 @click.argument("name")
 @click.option(
-    "--role", type=click.Choice(["agent", "operator"]), default="agent", show_default=True
+    "--role",
+    type=click.Choice(["agent", "operator"]),
+    default="agent",
+    show_default=True,
 )
 @click.option("--parent", type=int, metavar="CODE", help="The account above; yours.")
 @click.option("--allow", multiple=True, metavar="IP", help="An allowed address.")
@@ -83,7 +86,7 @@ async def tree(context: click.Context, as_json: bool) -> None:
 @as_json_option
 @click.pass_context
 @runs
-async def create(  # noqa: PLR0913 - one for each option
+async def create(
     context: click.Context,
     name: str,
     role: str,
@@ -106,8 +109,7 @@ async def create(  # noqa: PLR0913 - one for each option
             )
     except BaseException:
         if token_file is not None and kept is not None:
-            os.close(kept)
-            token_file.unlink()
+            _drop_file(token_file, kept)
         raise
     if kept is not None:
         with os.fdopen(kept, "w") as file:
@@ -155,3 +157,8 @@ def _new_file(path: Path) -> int:
     except OSError as error:
         msg = f"--token-file: {error}"
         raise click.UsageError(msg) from None
+
+
+def _drop_file(path: Path, kept: int) -> None:
+    os.close(kept)
+    path.unlink()

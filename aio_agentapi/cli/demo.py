@@ -7,7 +7,7 @@ import csv
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -67,9 +67,7 @@ async def demo(agents: int, rows: int, latency: float) -> int:
         async with SandboxProcess(Switches(latency=latency)) as box:
             click.echo(f"A stand-in service runs at {box.base_url}.")
             await box.mint(_OPERATOR, _POINTS)
-            async with SessionManager(
-                box.base_url, accounts={_OPERATOR: box.tokens[_OPERATOR]}
-            ) as manager:
+            async with SessionManager(box.base_url, accounts={**box.tokens}) as manager:
                 show = _Show(box, manager.session(_OPERATOR), Path(folder), check)
                 await show.run(agents, rows)
     if check.failed:
@@ -114,7 +112,8 @@ class _Show:
             text=f"never more than 50 in flight: the peak was {gauge.foreign_peak}",
         )
         found = {
-            agent.agent_code: agent.balance async for agent in self._session.agents.list()
+            agent.agent_code: agent.balance
+            async for agent in self._session.agents.list()
         }
         wrong = sum(found[code] != points for code, points in self._expected.items())
         total = sum(self._expected.values())
@@ -164,7 +163,7 @@ class _Show:
             yield dice.choice(codes), Decimal(dice.randint(1, 10_000_000)).scaleb(-4)
 
     @asynccontextmanager
-    async def _progress(self, rows: int) -> AsyncIterator[_Progress]:
+    async def _progress(self, rows: int) -> AsyncGenerator[_Progress]:
         """Look at the gauge of the service while a plan runs."""
         console = Console(stderr=True)
         bar = Progress(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from aio_agentapi import PointMove
 from aio_agentapi.cli import _show
 from aio_agentapi.cli._command import WRONG, open_session, runs
 from aio_agentapi.cli._distribute import Results, Summary, distribute
-from aio_agentapi.cli._plan import Checked, PlanFile
+from aio_agentapi.cli._plan import Checked, Form, PlanFile
 from aio_agentapi.cli.agents import as_json_option
 from aio_agentapi.errors import UsageError
 
@@ -128,11 +128,11 @@ async def history(context: click.Context, after: int, as_json: bool) -> None:
 @as_json_option
 @click.pass_context
 @runs
-async def distribute_(  # noqa: PLR0913 - one for each option
+async def distribute_(
     context: click.Context,
     plan: str,
     results: Path | None,
-    form: str | None,
+    form: Form | None,
     run: str | None,
     as_json: bool,
 ) -> int:
@@ -147,7 +147,7 @@ async def distribute_(  # noqa: PLR0913 - one for each option
     if plan == "-" and results is None:
         msg = "a plan from standard input needs --results"
         raise UsageError(msg)
-    file = PlanFile.open(plan, "jsonl" if form == "jsonl" else form and "csv")
+    file = PlanFile.open(plan, form)
     try:
         checked = file.check()
         if checked.wrong_rows:
@@ -198,7 +198,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
 
 
 @contextmanager
-def bar(rows: int) -> Iterator[Callable[[Summary], None]]:
+def bar(rows: int) -> Generator[Callable[[Summary], None]]:
     """Show a progress bar while a plan runs, where somebody can see it."""
     console = Console(stderr=True)
     if not console.is_terminal:

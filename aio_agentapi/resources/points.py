@@ -270,7 +270,7 @@ class Points:
             self._channel, settings=attrs.evolve(self._channel.settings, lane="batch")
         )
         batch = Points(channel)
-        async for outcome in run_many(batch._give, _numbered(plan, run)):  # noqa: SLF001 - our own class
+        async for outcome in run_many(batch._give, _numbered(plan, run)):
             if outcome.error is not None:
                 raise outcome.error
             if outcome.value is not None:
@@ -304,9 +304,7 @@ class Points:
         return await self._channel.call(Query(operation, body))
 
 
-async def _numbered(
-    plan: Plan, run: str
-) -> AsyncIterator[tuple[int, PlanRow, str]]:
+async def _numbered(plan: Plan, run: str) -> AsyncIterator[tuple[int, PlanRow, str]]:
     line = 0
     if isinstance(plan, AsyncIterable):
         async for row in plan:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -177,7 +178,7 @@ class Sandbox:
         units = int(points * _UNIT)
         lineage = account.lineage
         move = ledger.mint(lineage[0], units)
-        for above, below in zip(lineage, lineage[1:], strict=False):
+        for above, below in pairwise(lineage):
             move = ledger.transfer(ledger.account(above), below, units, None)
         return move
 
@@ -259,13 +260,15 @@ class SandboxProcess:
     _switches: Switches | None = attrs.field(alias="switches", default=None)
     _db: Path | None = attrs.field(alias="db", default=None, kw_only=True)
     base_url: str = attrs.field(init=False, default="")
-    tokens: Mapping[str, str] = attrs.field(init=False, factory=dict, repr=False)
+    tokens: Mapping[str, str] = attrs.field(init=False, factory=dict[str, str])
     _process: asyncio.subprocess.Process = attrs.field(init=False)
     _http: aiohttp.ClientSession = attrs.field(init=False)
     _stack: AsyncExitStack = attrs.field(init=False, factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
-        options = {"switches": attrs.asdict(self._switches or Switches())}
+        options: dict[str, Any] = {
+            "switches": attrs.asdict(self._switches or Switches())
+        }
         if self._db is not None:
             options["db"] = str(self._db)
         self._process = await asyncio.create_subprocess_exec(

@@ -13,6 +13,7 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """Return the time, with its zone."""
+        ...
 
 
 @attrs.frozen

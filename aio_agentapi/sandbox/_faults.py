@@ -110,9 +110,7 @@ class Faults:
         """Execute the call and answer with an empty body."""
         self.add(Fault("empty", path, times, share))
 
-    def busy(
-        self, times: int, path: str | None = None, *, share: float = 1.0
-    ) -> None:
+    def busy(self, times: int, path: str | None = None, *, share: float = 1.0) -> None:
         """Answer the next *times* calls with 1018."""
         self.add(Fault("busy", path, times, share))
 

@@ -16,11 +16,11 @@ import re
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -230,14 +230,11 @@ class Ledger:
         self, parent: Account, *, subtree: bool, offset: int, limit: int
     ) -> tuple[int, list[Account]]:
         """Return how many are below an account, and one page of them."""
+        where, values = "parent = ?", [str(parent.code)]
         if subtree:
             # Everything whose path goes on behind the parent's; '0' follows '/'.
-            where, values = "path > ? AND path < ?", (
-                f"{parent.path}/",
-                f"{parent.path}0",
-            )
-        else:
-            where, values = "parent = ?", (parent.code,)
+            where = "path > ? AND path < ?"
+            values = [f"{parent.path}/", f"{parent.path}0"]
         (total,) = self._sql.execute(
             f"SELECT count(*) FROM accounts WHERE {where}",  # noqa: S608 - one of two literals
             values,
@@ -515,7 +512,7 @@ class Ledger:
         return minted, held
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
+    def _all_or_nothing(self) -> Generator[None]:
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -541,7 +538,7 @@ def _stamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _account(row: Sequence[str]) -> Account:
+def _account(row: Sequence[Any]) -> Account:
     code, name, role, parent, path, depth, currency, points, state = row[:9]
     whitelist, token, created = row[9:]
     return Account(
@@ -560,7 +557,7 @@ def _account(row: Sequence[str]) -> Account:
     )
 
 
-def _move(row: Sequence[str]) -> Move:
+def _move(row: Sequence[Any]) -> Move:
     number, source, target, amount, source_after, target_after = row[:6]
     reference, created = row[6:]
     return Move(

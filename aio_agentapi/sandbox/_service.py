@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -65,6 +65,7 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _UNIT: Final = Decimal(10000)
 _LARGEST: Final = 10**15 * 10000
+_PAGE: Final = 2000
 _INT64: Final = 2**63
 
 Body: TypeAlias = dict[str, Any]
@@ -419,9 +420,7 @@ class Service:
         )
         return self._point_move(move, caller)
 
-    def points_history(
-        self, caller: Account, body: Body, _: web.Request
-    ) -> list[Body]:
+    def points_history(self, caller: Account, body: Body, _: web.Request) -> list[Body]:
         """Answer ``points/history``."""
         moves = self.ledger.history(caller, body["last_id"], body["limit"])
         return [self._point_move(move, caller) for move in moves]
@@ -446,9 +445,7 @@ class Service:
         user = self.ledger.withdraw(caller, body["user_code"], body["amount"])
         return self._moved(user, body["amount"])
 
-    def wallet_withdraw_all(
-        self, caller: Account, body: Body, _: web.Request
-    ) -> Body:
+    def wallet_withdraw_all(self, caller: Account, body: Body, _: web.Request) -> Body:
         """Answer ``wallet/withdraw-all``."""
         user = self.ledger.user(caller, body["user_code"])
         if user.balance == 0 and self.switches.empty_wallet == "zero":
@@ -488,7 +485,7 @@ def _code(value: object) -> int:
 
 def _count(least: int) -> Callable[[object], int]:
     def check(value: object) -> int:
-        if not least <= _code(value) <= 2000:
+        if not least <= _code(value) <= _PAGE:
             msg = f"is {least} to 2000"
             raise ValueError(msg)
         return _code(value)
@@ -514,7 +511,7 @@ def _texts(value: object) -> Sequence[str]:
     if not isinstance(value, list):
         msg = "is a list of texts"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
-    return [_text(v) for v in value]
+    return [_text(part) for part in cast("list[object]", value)]
 
 
 def _flag(value: object) -> bool:
@@ -535,7 +532,7 @@ def _reference(value: object) -> str:
 def _amount(value: object) -> int:
     msg = "is more than 0, at most 10^15, with at most four decimals"
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise ValueError(msg)
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
     # The size first: 1e999999999 is short to write and long to work out.
     if not 0 < value <= 10**15:
         raise ValueError(msg)
@@ -606,6 +603,7 @@ def _parse(text: bytes, members: Mapping[str, Callable[[object], object]]) -> Bo
         raise RefusedCall(VALIDATION, body="is no JSON") from None
     if not isinstance(sent, dict):
         raise RefusedCall(VALIDATION, body="is no object")
+    sent = cast("dict[str, object]", sent)
     body: Body = {}
     wrong: dict[str, str] = {}
     for key, check in members.items():

@@ -1,0 +1,64 @@
+# Everything runs in a virtual environment of its own, made at first use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check soak bench format changelog clean
+
+help:
+	@echo "make demo    the main job on a stand-in service, from nothing"
+	@echo "make test    all checks and all tests"
+	@echo "make check   format, lint, layers, types"
+	@echo "make soak    the long forms of the proofs"
+	@echo "make bench   speed beside bare aiohttp"
+
+# What the library and its command line need.
+$(VENV)/.run: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+		echo "Installing the system package python3-venv"; \
+		apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null \
+		&& $(PYTHON) -m venv --clear $(VENV); } \
+		|| { echo "python3-venv is needed: install it as root"; exit 1; }
+	@$(BIN)/pip install -q --disable-pip-version-check --upgrade pip
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[cli]'
+	@touch $@
+
+# What its tests and checks need as well.
+$(VENV)/.dev: $(VENV)/.run
+	@$(BIN)/pip install -q --disable-pip-version-check --group dev --group bench
+	@touch $@
+
+demo: $(VENV)/.run
+	@$(BIN)/agentapi demo
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+test: check
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m 'not soak'
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under=95
+
+soak: $(VENV)/.dev
+	$(BIN)/pytest -m soak
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+changelog: $(VENV)/.dev
+	$(BIN)/towncrier build --draft
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
