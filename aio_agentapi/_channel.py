@@ -16,7 +16,8 @@ may: wait for a permit, send, read. Three things can be said of a sending.
 
 Once a sending may have happened, no later refusal proves the contrary: what a
 later sending is told says nothing about the first. Such a call ends with the
-record, or with the first doubt; only a query that changes nothing is free of it.
+record, or with the first doubt. Only a query that changes nothing may end with a
+refusal of a later sending: that is its answer.
 
 A permit is held from :meth:`Gate.acquire` on, and each way out of
 :meth:`Channel._sent`, cancellation included, gives it back exactly once.
@@ -44,6 +45,7 @@ from aio_agentapi.errors import (
     NotSentError,
     OutcomeUnknownError,
     RefusedError,
+    UnsupportedError,
     UsageError,
 )
 
@@ -270,6 +272,8 @@ def _verdict(
     """Say of a whole call what the end of its last sending does not prove."""
     if isinstance(error, GateTimeoutError) and call.busy is not None:
         error = call.busy
-    if call.doubt is None or operation.effect == "read" or error.happened == "maybe":
+    if call.doubt is None or error.happened == "maybe":
         return error
-    return call.doubt
+    # What changes nothing has its answer, where this is one.
+    answered = isinstance(error, RefusedError | UnsupportedError)
+    return error if answered and operation.effect == "read" else call.doubt

@@ -145,7 +145,7 @@ class OpenInt(enum.IntEnum):
         return member
 
 
-MAX_AMOUNT: Final = Decimal(10**15)
+MAX_AMOUNT: Final = 10**15
 DECIMALS: Final = 4
 _RANGE: Final = "an amount is more than 0 and at most 10^15"
 _SHORT: Final = 40

@@ -10,20 +10,20 @@ wrong, and only then a slow one that names all of it.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache, partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, get_origin
 from zoneinfo import ZoneInfo
 
 import attrs
 import msgspec
 from cattrs import Converter, transform_error
+from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
-from aio_agentapi._types import Json, Operation, Secret
+from aio_agentapi._types import Json, OpenInt, OpenStr, Operation, Secret
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
@@ -222,11 +222,13 @@ def _converter(zone: ZoneInfo, *, detailed: bool) -> Converter:
     # cattrs would call int(value), str(value) and so on: int("1.9" as Decimal)
     # is 1, and str(None) is "None".
     for kind, hook in _PLAIN.items():
-        # By identity: registered by class it would take the enums of str as well.
-        converter.register_structure_hook_func(partial(operator.is_, kind), hook)
+        converter.register_structure_hook(kind, hook)
     converter.register_structure_hook(datetime, lambda v, _: _datetime(v, zone))
     converter.register_structure_hook_factory(
         attrs.has, partial(_record_hook, converter)
+    )
+    converter.register_structure_hook_factory(
+        lambda shape: get_origin(shape) in {list, tuple}, partial(_list_hook, converter)
     )
     return converter
 
@@ -274,16 +276,27 @@ def _bool(value: object, _: object) -> bool:
     raise ValueError(msg)
 
 
+def _word(value: object, kind: type[OpenStr]) -> OpenStr:
+    return kind(_str(value, kind))
+
+
+def _number(value: object, kind: type[OpenInt]) -> OpenInt:
+    return kind(_int(value, kind))
+
+
 def _secret(value: object, _: object) -> Secret:
     return Secret(_str(value, _))
 
 
-_PLAIN: Final[Mapping[type, Callable[[object, object], object]]] = {
+_PLAIN: Final[Mapping[type, Callable[[object, Any], object]]] = {
     Decimal: _decimal,
     int: _int,
     str: _str,
     bool: _bool,
     Secret: _secret,
+    # cattrs finds a hook by the nearest base: these stand before str and int.
+    OpenStr: _word,
+    OpenInt: _number,
 }
 
 
@@ -292,6 +305,20 @@ def _datetime(value: object, zone: ZoneInfo) -> datetime:
     # The third form of the service has dots in its date: 2024.05.31 12:00:00.
     moment = datetime.fromisoformat(text[:10].replace(".", "-") + text[10:])
     return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+
+
+def _list_hook(converter: Converter, shape: Any) -> Callable[[Any, Any], object]:  # noqa: ANN401 - any type form
+    """Structure a list, and nothing else: cattrs would take a text letter by letter."""
+    plain = list_structure_factory(shape, converter)
+    kind = get_origin(shape)
+
+    def structure(value: object, _: object) -> object:
+        if not isinstance(value, list):
+            msg = "not a list"
+            raise ValueError(msg)  # noqa: TRY004 - as the other hooks, for cattrs
+        return kind(plain(value, shape))
+
+    return structure
 
 
 def _record_hook(

@@ -134,6 +134,8 @@ class Gauge:
         foreign: Permits that others hold, by the fault of that name.
 
         foreign_peak: The most that ran at once, those of others included.
+
+        connections: Connections that carried a call so far.
     """
 
     in_flight: int = 0
@@ -142,6 +144,7 @@ class Gauge:
     busy: int = 0
     foreign: int = 0
     foreign_peak: int = 0
+    connections: int = 0
 
 
 @attrs.define(eq=False)
@@ -166,6 +169,8 @@ class Service:
     executed: Counter[str] = attrs.field(init=False, factory=Counter)
     _gauges: dict[str, Gauge] = attrs.field(init=False, factory=dict)
     _read_at: dict[tuple[int, int], datetime] = attrs.field(init=False, factory=dict)
+    # Addresses with ports, of which there are at most so many.
+    _peers: set[object] = attrs.field(init=False, factory=set[object])
     _dice: random.Random = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -189,6 +194,9 @@ class Service:
         except RefusedCall as refusal:
             return self._refuse(refusal)
         gauge = self.gauge(account, request.remote or "")
+        if (peer := request.get_extra_info("peername")) not in self._peers:
+            self._peers.add(peer)
+            gauge.connections += 1
         fault = self.faults.take(path)
         full = gauge.in_flight + gauge.foreign >= self.switches.limit
         if full or (fault is not None and fault.kind == "busy"):

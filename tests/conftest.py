@@ -1,0 +1,101 @@
+"""What all tests share: a stand-in, sessions on it, and a server that misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import hypothesis
+import pytest
+
+from aio_agentapi import Session, SessionManager, Settings
+from aio_agentapi.sandbox import Sandbox, SandboxProcess
+
+# The same examples in every run of a commit, and as long as they take.
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("default")
+
+Script: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+OK_INFO = (
+    b'{"code": 0, "message": null, "data": {"name": "x", "currency": 978,'
+    b' "balance": 1.5000, "rtp": 95}}'
+)
+TOKEN = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+async def box() -> AsyncGenerator[Sandbox]:
+    """Start a stand-in in the test's own loop."""
+    async with Sandbox() as box:
+        yield box
+
+
+@pytest.fixture
+async def session(box: Sandbox) -> AsyncGenerator[Session]:
+    """Open the operator's session at the stand-in."""
+    async with connect(box) as session:
+        yield session
+
+
+@asynccontextmanager
+async def connect(
+    box: Sandbox | SandboxProcess, name: str = "operator", **settings: object
+) -> AsyncGenerator[Session]:
+    """Open a session of an account of a stand-in."""
+    token = box.tokens[name] if isinstance(box, SandboxProcess) else box.token(name)
+    chosen = Settings(**settings)  # type: ignore[arg-type]  # any of them
+    async with SessionManager(box.base_url, settings=chosen) as manager:
+        yield manager.session(token)
+
+
+@asynccontextmanager
+async def serving(script: Script) -> AsyncGenerator[str]:
+    """Run a server that does to each connection what *script* says."""
+    server = await asyncio.start_server(script, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()
+
+
+async def read_request(reader: asyncio.StreamReader) -> bytes:
+    """Read one request with its body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            return head + await reader.readexactly(int(line.split(b":")[1]))
+    return head
+
+
+def answering(body: bytes, status: int = 200, extra: str = "") -> Script:
+    """Make a script that gives every request the same answer."""
+
+    async def script(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            while True:
+                await read_request(reader)
+                head = (
+                    f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+                )
+                writer.write(head.encode() + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    return script

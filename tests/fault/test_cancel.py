@@ -1,0 +1,185 @@
+"""A cancellation and a time-out at every await of a call."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aio_agentapi import Session
+from aio_agentapi.errors import AgentAPIError, GateTimeoutError, OutcomeUnknownError
+from aio_agentapi.sandbox import Sandbox, Switches
+from tests.conftest import connect
+
+# More turns of the loop than a call on loopback takes.
+TURNS = 120
+
+
+def whole(session: Session, limit: int) -> None:
+    """Check that every permit is counted in exactly one place, and none is held."""
+    gate = session.gate
+    state = gate.statistics()
+    assert (0, 0) == (state.in_use, state.waiting)
+    free = gate._free._value  # type: ignore[attr-defined]  # a LocalGate
+    assert limit == free + state.withheld
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("busy", [0, 2])
+async def test_a_cancel_at_each_turn(box: Sandbox, busy: int, *, warm: bool) -> None:
+    """The permit is back, the caller knows his cancellation, the next call works."""
+    ended = 0
+    for turns in range(TURNS):
+        async with connect(box, limit=1) as session:
+            if warm:
+                await session.agents.info()
+            box.faults.clear()
+            if busy:
+                box.faults.busy(busy)
+            call = asyncio.get_running_loop().create_task(session.agents.info())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel("mine")
+            try:
+                await call
+                ended += 1
+            except asyncio.CancelledError as error:
+                assert error.args in {("mine",), ()}
+            whole(session, 1)
+            box.faults.clear()
+            async with asyncio.timeout(5):
+                assert (await session.agents.info()).name == "operator"
+            whole(session, 1)
+    if not busy:
+        assert 0 < ended < TURNS, "both sides of the end were tried"
+
+
+@pytest.mark.parametrize("milliseconds", [0.1, 0.5, 1, 2, 3, 5, 8, 12, 20])
+async def test_a_callers_own_timeout(box: Sandbox, milliseconds: float) -> None:
+    """asyncio.timeout works around any call, also one that waits in line."""
+    box.switches = Switches(latency=0.005)
+    async with connect(box, limit=1) as session:
+        other = asyncio.get_running_loop().create_task(session.agents.info())
+        try:
+            async with asyncio.timeout(milliseconds / 1000):
+                await session.agents.info()
+        except TimeoutError:
+            pass
+        await other
+        whole(session, 1)
+        assert (await session.agents.info()).name == "operator"
+
+
+async def test_our_timeout_at_each_moment(box: Sandbox) -> None:
+    """It says no while nothing was sent, and maybe from then on."""
+    box.switches = Switches(latency=0.01)
+    kinds: set[str] = set()
+    for step in range(30):
+        async with connect(box, attempts=1, limit=1) as session:
+            view = session.with_options(timeout=0.0001 + step * 0.0006)
+            before = box.executed["agent/info"]
+            try:
+                await view.agents.info()
+            except AgentAPIError as error:
+                kinds.add(type(error).__name__)
+                await asyncio.sleep(0.02)
+                if error.happened == "no":
+                    assert before == box.executed["agent/info"]
+            whole(session, 1)
+    assert "OutcomeUnknownError" in kinds
+
+
+async def test_a_cancelled_crowd_leaves_the_gate_whole(box: Sandbox) -> None:
+    """A thousand calls, cancelled at random places, and the rest succeed."""
+    box.switches = Switches(latency=0.002)
+    async with connect(box, limit=5) as session:
+        loop = asyncio.get_running_loop()
+        calls = [loop.create_task(session.agents.info()) for _ in range(1000)]
+        for number, call in enumerate(calls):
+            if number % 3 == 0:
+                call.cancel()
+            if number % 50 == 0:
+                await asyncio.sleep(0.001)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        cancelled = sum(isinstance(r, asyncio.CancelledError) for r in results)
+        assert 300 <= cancelled <= 334
+        assert not [r for r in results if isinstance(r, AgentAPIError)]
+        whole(session, 5)
+
+
+async def test_waiting_out_of_time_in_a_crowd(box: Sandbox) -> None:
+    """Each call either succeeds or was never sent."""
+    box.switches = Switches(latency=0.005)
+    async with connect(box, limit=2, max_wait=0.05) as session:
+        results = await asyncio.gather(
+            *(session.agents.info() for _ in range(200)), return_exceptions=True
+        )
+        late = [r for r in results if isinstance(r, GateTimeoutError)]
+        assert late
+        assert box.executed["agent/info"] == 200 - len(late)
+        whole(session, 2)
+
+
+async def test_a_lost_answer_of_a_payment_is_not_sent_again(box: Sandbox) -> None:
+    """Dropped before or after, cut, a proxy's page: once, and said to be unknown."""
+    async with connect(box, "shop_1") as shop:
+        user = (await shop.users.create("anna")).user_code
+        for number, kind in enumerate(
+            ("drop_before", "drop_after", "cut_json", "html_502", "empty")
+        ):
+            getattr(box.faults, kind)("wallet/deposit", times=1)
+            with pytest.raises(OutcomeUnknownError) as caught:
+                await shop.wallets.deposit(user, 1)
+            assert (1, "wallets.deposit") == (
+                caught.value.attempts,
+                caught.value.operation,
+            )
+            assert number == box.executed["wallet/deposit"]
+        assert (await shop.wallets.deposit(user, 1)).balance == 5
+
+
+async def test_a_lost_answer_of_points_is_sent_again(box: Sandbox) -> None:
+    """With its reference, so that it moves once."""
+    async with connect(box) as session:
+        code = box.account("shop_1").code
+        for kind in ("drop_before", "drop_after", "cut_json", "html_502", "empty"):
+            getattr(box.faults, kind)("points/transfer", times=2)
+            await session.points.transfer(code, 1)
+        assert await session.points.balance() == 500_000 - 5
+        # After three lost answers it is not known, and the reference is at hand.
+        box.faults.drop_after("points/transfer", times=3)
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await session.points.transfer(code, 1)
+        assert (3, "maybe") == (caught.value.attempts, caught.value.happened)
+        reference = caught.value.reference
+        await session.points.transfer(code, 1, reference=reference)
+        assert await session.points.balance() == 500_000 - 6
+
+
+async def test_a_later_no_does_not_undo_a_maybe(box: Sandbox) -> None:
+    """Refused on the second sending: the first may have happened all the same."""
+    async with connect(box, "broker") as broker, connect(box) as session:
+        box.faults.drop_after("points/transfer", times=1)
+        loop = asyncio.get_running_loop()
+        shop = box.account("shop_1").code
+        call = loop.create_task(session.points.transfer(shop, 1))
+        while not box.executed["points/transfer"]:
+            await asyncio.sleep(0)
+        await broker.agents.suspend(box.account("operator").code)
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await call
+        assert caught.value.attempts == 2
+        # For a call that changes nothing the refusal is the answer.
+        with pytest.raises(AgentAPIError) as refused:
+            await session.agents.info()
+        assert refused.value.happened == "no"
+
+
+async def test_a_create_is_not_sent_again(box: Sandbox) -> None:
+    """A second one would be refused, or make another token."""
+    async with connect(box) as session:
+        box.faults.drop_after("agent/create", times=1)
+        with pytest.raises(OutcomeUnknownError):
+            await session.agents.create("shop_7")
+        assert "shop_7" in {agent.name async for agent in session.agents.list()}
+        assert box.executed["agent/create"] == 1

@@ -1,0 +1,162 @@
+"""The gate against a service that counts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aio_agentapi import SessionManager
+from aio_agentapi.errors import (
+    BusyError,
+    GateFullError,
+    GateTimeoutError,
+    OutcomeUnknownError,
+)
+from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
+from tests.conftest import connect
+
+
+@pytest.mark.timeout(60)
+async def test_ten_thousand_at_once() -> None:
+    """All succeed, exactly 50 in flight, no 1018, at most 50 connections."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as box,
+        connect(box) as session,
+    ):
+        answers = await asyncio.gather(*(session.agents.info() for _ in range(10_000)))
+        gauge = await box.gauge("operator")
+        state = session.gate.statistics()
+    assert {"operator"} == {answer.name for answer in answers}
+    assert (10_000, 50, 0) == (gauge.served, gauge.peak, gauge.busy)
+    assert gauge.connections <= 50
+    assert (0, 0, 50, 50, 0) == (
+        state.in_use,
+        state.waiting,
+        state.share,
+        state.peak,
+        state.busy_answers,
+    )
+
+
+async def test_four_tokens_have_fifty_each() -> None:
+    """A gate and a pool for each token, side by side."""
+    names = ["broker", "operator", "shop_1", "shop_2"]
+    async with SandboxProcess(Switches(latency=0.05)) as box:
+        async with SessionManager(box.base_url, accounts=box.tokens) as manager:
+            await asyncio.gather(
+                *(
+                    manager.session(name).agents.info()
+                    for _ in range(200)
+                    for name in names
+                )
+            )
+        gauges = [await box.gauge(name) for name in names]
+    assert [(200, 50, 0)] * 4 == [(g.served, g.peak, g.busy) for g in gauges]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("held", "calls"), [(20, 2000), (40, 2000), (49, 300)])
+async def test_no_call_fails_when_others_hold_permits(held: int, calls: int) -> None:
+    """1018 is met and never surfaces; at the service never more than 50 run."""
+    async with (
+        SandboxProcess(Switches(latency=0.01)) as box,
+        connect(box) as session,
+    ):
+        await box.foreign("operator", held)
+        await asyncio.gather(*(session.agents.info() for _ in range(calls)))
+        gauge = await box.gauge("operator")
+        state = session.gate.statistics()
+    assert (calls, 50) == (gauge.served, gauge.foreign_peak)
+    assert 0 < gauge.busy == state.busy_answers
+    assert (0, 0) == (state.in_use, state.waiting)
+    assert state.share <= 50 - held
+
+
+async def test_a_service_that_is_full_is_waited_for(box: Sandbox) -> None:
+    """With all permits in other hands a call waits for as long as it takes."""
+    async with connect(box) as session:
+        box.foreign("operator", 50)
+        call = asyncio.get_running_loop().create_task(session.agents.info())
+        while box.gauge("operator").busy < 2:
+            await asyncio.sleep(0.01)
+        box.foreign("operator", 0)
+        assert (await call).name == "operator"
+
+
+async def test_busy_surfaces_only_when_the_time_is_over(box: Sandbox) -> None:
+    """As BusyError with its code; nothing happened, and the permits are whole."""
+    async with connect(box, max_wait=0.15) as session:
+        box.foreign("operator", 50)
+        with pytest.raises(BusyError) as caught:
+            await session.points.transfer(box.account("shop_1").code, 1)
+        assert (1018, "no") == (caught.value.code, caught.value.happened)
+        assert caught.value.reference
+        state = session.gate.statistics()
+        assert (0, 0) == (state.in_use, state.waiting)
+        box.foreign("operator", 0)
+        assert (await session.agents.info()).name == "operator"
+    assert box.executed["points/transfer"] == 0
+
+
+async def test_too_many_waiting_are_refused_at_once(box: Sandbox) -> None:
+    """Beyond max_waiting nothing is sent, and those in line are served."""
+    box.switches = Switches(latency=0.05)
+    async with connect(box, limit=5, max_waiting=10) as session:
+        results = await asyncio.gather(
+            *(session.agents.info() for _ in range(40)), return_exceptions=True
+        )
+        refused = [r for r in results if isinstance(r, GateFullError)]
+        assert (25, 15) == (len(refused), box.executed["agent/info"])
+        assert {("no", 0)} == {(error.happened, error.attempts) for error in refused}
+        assert session.gate.statistics().in_use == 0
+
+
+@pytest.mark.parametrize("clock", ["max_wait", "deadline"])
+async def test_who_waits_too_long_has_sent_nothing(box: Sandbox, clock: str) -> None:
+    """Both clocks end the waiting, the permits are whole, the next call works."""
+    box.switches = Switches(latency=0.3)
+    async with connect(box, limit=1) as session:
+        loop = asyncio.get_running_loop()
+        running = loop.create_task(session.agents.info())
+        await asyncio.sleep(0)
+        view = session.with_options(**{clock: 0.02})
+        with pytest.raises(GateTimeoutError) as caught:
+            await view.agents.info()
+        assert (0, "no") == (caught.value.attempts, caught.value.happened)
+        assert caught.value.waited >= 0.01
+        await running
+        assert box.executed["agent/info"] == 1
+        assert (await session.agents.info()).name == "operator"
+        assert session.gate.statistics().in_use == 0
+
+
+async def test_a_deadline_ends_a_call_that_is_under_way(box: Sandbox) -> None:
+    """What was sent may have happened, and is not sent again."""
+    box.switches = Switches(latency=0.2)
+    async with connect(box, deadline=0.05) as session:
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await session.agents.info()
+        assert caught.value.attempts == 1
+        assert session.gate.statistics().in_use == 0
+
+
+async def test_interactive_calls_pass_a_batch(box: Sandbox) -> None:
+    """A view of the same session has its own lane; the batch keeps its floor."""
+    box.switches = Switches(latency=0.01)
+    async with connect(box, limit=10, batch_floor=2) as session:
+        batch = session.with_options(lane="batch")
+        order: list[str] = []
+
+        async def call(name: str) -> None:
+            view = batch if name == "batch" else session
+            await view.agents.info()
+            order.append(name)
+
+        names = ["batch"] * 200 + ["interactive"] * 50
+        await asyncio.gather(*(call(name) for name in names))
+    last = max(i for i, name in enumerate(order) if name == "interactive")
+    # Of the permits while both asked, two of ten were the batch's, after the
+    # first ten, which it took before anybody else was there.
+    between = order[: last + 1].count("batch")
+    assert 10 + 8 <= between <= 10 + 25

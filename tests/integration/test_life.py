@@ -1,0 +1,122 @@
+"""How managers and sessions begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from aio_agentapi import SessionManager, Settings
+from aio_agentapi.errors import AgentAPIError, ClosedError, UsageError
+from aio_agentapi.sandbox import SandboxProcess, Switches
+
+
+def sockets() -> int:
+    """Count the sockets that this process has open."""
+    links = (os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors())
+    return sum(link.startswith("socket:") for link in links)
+
+
+def _descriptors() -> list[str]:
+    found: list[str] = []
+    for entry in Path("/proc/self/fd").iterdir():
+        # The one that the listing itself used is gone.
+        if entry.is_symlink():
+            found.append(entry.name)  # noqa: PERF401 - read while it changes
+    return [fd for fd in found if Path(f"/proc/self/fd/{fd}").is_symlink()]
+
+
+@pytest.mark.parametrize(
+    ("drain", "ends"),
+    [
+        (5.0, Counter({"AgentInfo": 50, "ClosedError": 1000})),
+        (0.05, Counter({"OutcomeUnknownError": 50, "ClosedError": 1000})),
+    ],
+)
+async def test_closing_in_the_middle(drain: float, ends: Counter[str]) -> None:
+    """Those in flight end or are told, those in line get ClosedError, nothing stays."""
+    async with SandboxProcess(Switches(latency=0.4)) as box:
+        tasks_before, before = asyncio.all_tasks(), sockets()
+        manager = SessionManager(box.base_url, settings=Settings(drain=drain))
+        session = manager.session(box.tokens["operator"])
+        loop = asyncio.get_running_loop()
+        calls = [loop.create_task(session.agents.info()) for _ in range(1050)]
+        while (await box.gauge("operator")).in_flight < 50:
+            await asyncio.sleep(0.01)
+        assert sockets() >= before + 50
+        await manager.aclose()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert ends == Counter(type(result).__name__ for result in results)
+        assert tasks_before == asyncio.all_tasks()
+        # One connection to the stand-in is this test's own, for the gauge.
+        assert sockets() <= before + 1
+        state = session.gate.statistics()
+        assert (0, 0) == (state.in_use, state.waiting)
+
+
+async def test_a_closed_manager_says_so() -> None:
+    """The session that it gave out too, at every call, and closing again is fine."""
+    async with SandboxProcess() as box:
+        async with SessionManager(box.base_url) as manager:
+            session = manager.session(box.tokens["operator"])
+            await session.agents.info()
+        with pytest.raises(ClosedError):
+            await session.agents.info()
+        with pytest.raises(ClosedError):
+            manager.session(box.tokens["operator"])
+        await manager.aclose()
+        assert repr(manager).endswith("closed>")
+
+
+async def test_nothing_is_opened_before_it_is_needed() -> None:
+    """A manager that is not used has no socket and leaves nothing."""
+    before = sockets()
+    async with SessionManager("https://api.example.com") as manager:
+        manager.session("11111111-2222-3333-4444-555555555555")
+        assert before == sockets()
+
+
+def test_another_loop_is_refused() -> None:
+    """The call raises, it does not hang, and the manager's own loop goes on."""
+    with asyncio.Runner() as home:
+
+        async def begin() -> tuple[SandboxProcess, SessionManager]:
+            box = await SandboxProcess().__aenter__()
+            manager = SessionManager(box.base_url, accounts=box.tokens)
+            await manager.session("operator").agents.info()
+            return box, manager
+
+        box, manager = home.run(begin())
+        with asyncio.Runner() as other, pytest.raises(UsageError, match="another"):
+            other.run(manager.session("operator").agents.info())
+        assert home.run(manager.session("operator").agents.info()).name == "operator"
+        home.run(manager.aclose())
+        home.run(box.__aexit__())
+
+
+def test_a_fork_is_refused() -> None:
+    """The child gets an error and not the parent's connections."""
+    with asyncio.Runner() as home:
+        manager = SessionManager("https://api.example.com")
+
+        async def begin() -> None:
+            async with asyncio.timeout(5):
+                await manager.__aenter__()
+
+        home.run(begin())
+        session = manager.session("11111111-2222-3333-4444-555555555555")
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                asyncio.run(session.agents.info())
+            except AgentAPIError as error:
+                code = 0 if isinstance(error, UsageError) and "fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        home.run(manager.aclose())

@@ -1,0 +1,429 @@
+"""The gate: lanes, hand-over, refusals, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from aio_agentapi import LocalGate
+from aio_agentapi._types import Lane
+from aio_agentapi.errors import ClosedError, GateFullError, GateTimeoutError
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def start(call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run a call beside the test."""
+    return asyncio.get_running_loop().create_task(call)
+
+
+def whole(gate: LocalGate) -> bool:
+    """Tell whether every permit is counted in exactly one place."""
+    state = gate.statistics()
+    lanes = gate._interactive.in_use + gate._batch.in_use
+    waiting = len(gate._interactive) + len(gate._batch)
+    free = gate._free._value
+    return (
+        state.in_use + free + state.withheld == state.limit
+        and lanes == state.in_use
+        and waiting == state.waiting
+    )
+
+
+async def test_permits_are_given_until_there_are_none() -> None:
+    """The limit holds, and the next one waits for a release."""
+    gate = LocalGate(limit=2)
+    await gate.acquire("interactive")
+    await gate.acquire("batch")
+    third = start(gate.acquire("interactive"))
+    await turns()
+    assert not third.done()
+    assert repr(gate) == "<LocalGate 2 permits, 2 in use, 1 waiting>"
+    gate.release("batch")
+    await third
+    assert (2, 0) == (gate.statistics().in_use, gate.statistics().waiting)
+    assert whole(gate)
+
+
+async def test_first_come_first_served_within_a_lane() -> None:
+    """Permits are handed over in the order of arrival."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    served: list[int] = []
+
+    async def call(number: int) -> None:
+        await gate.acquire("interactive")
+        served.append(number)
+        gate.release("interactive")
+
+    calls = [start(call(number)) for number in range(20)]
+    await turns()
+    gate.release("interactive")
+    await asyncio.gather(*calls)
+    assert list(range(20)) == served
+    assert whole(gate)
+
+
+async def test_a_newcomer_does_not_overtake() -> None:
+    """A permit that was released is its receiver's before anybody else can ask."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    gate.release("interactive")
+    newcomer = start(gate.acquire("interactive"))
+    await turns()
+    assert waiting.done()
+    assert not newcomer.done()
+    newcomer.cancel()
+    await turns()
+    assert whole(gate)
+
+
+async def test_interactive_goes_first() -> None:
+    """The batch lane gets what the other one leaves, without a floor."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("batch")
+    batch = start(gate.acquire("batch"))
+    await turns()
+    interactive = start(gate.acquire("interactive"))
+    await turns()
+    gate.release("batch")
+    await turns()
+    assert (True, False) == (interactive.done(), batch.done())
+    gate.release("interactive")
+    await batch
+
+
+async def saturate(gate: LocalGate, permits: int, rounds: int) -> dict[Lane, int]:
+    """Let both lanes ask without end, and count what each holds in the end."""
+    held: dict[Lane, int] = {"interactive": 0, "batch": 0}
+    taken: list[Lane] = []
+
+    async def call(lane: Lane) -> None:
+        await gate.acquire(lane)
+        taken.append(lane)
+
+    calls = [start(call(lane)) for _ in range(rounds) for lane in held]
+    await turns()
+    for _ in range(rounds - permits):
+        gate.release(taken.pop(0))
+        await turns()
+    for lane in taken:
+        held[lane] += 1
+    for task in calls:
+        task.cancel()
+    await turns()
+    assert whole(gate)
+    return held
+
+
+async def test_the_batch_lane_keeps_its_floor() -> None:
+    """However much the other lane asks for, and never more than the floor then."""
+    gate = LocalGate(limit=10, batch_floor=3)
+    assert await saturate(gate, 10, 100) == {"interactive": 7, "batch": 3}
+
+
+async def test_the_floor_scales_with_the_share() -> None:
+    """At a fifth of the permits the batch lane keeps a fifth of its floor."""
+    gate = LocalGate(limit=50, batch_floor=10)
+    gate._share = 10
+    for _ in range(40):
+        await gate._free.acquire()
+        gate._withheld += 1
+    assert await saturate(gate, 10, 60) == {"interactive": 8, "batch": 2}
+
+
+async def test_with_one_permit_the_batch_lane_gets_every_fifth() -> None:
+    """A single permit cannot be divided, but taken in turns."""
+    gate = LocalGate(limit=1, batch_floor=1)
+    await gate.acquire("interactive")
+    served: list[str] = []
+
+    async def call(lane: Lane) -> None:
+        await gate.acquire(lane)
+        served.append(lane[0])
+        gate.release(lane)
+
+    calls = [start(call(lane)) for _ in range(20) for lane in ("interactive", "batch")]  # type: ignore[arg-type]  # both are lanes
+    await turns()
+    gate.release("interactive")
+    await asyncio.gather(*calls)
+    assert "".join(served).startswith("iiiibiiiibiiiibiiiib")
+
+
+async def test_max_wait_ends_the_waiting() -> None:
+    """The error says how long, and the line is as if nobody had come."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    loop = asyncio.get_running_loop()
+    with pytest.raises(GateTimeoutError) as caught:
+        await gate.acquire("interactive", loop.time() + 0.01)
+    assert caught.value.waited >= 0.005
+    assert (gate.statistics().waiting, gate.statistics().in_use) == (0, 1)
+    gate.release("interactive")
+    # A time that is over does not matter where a permit is free.
+    await gate.acquire("interactive", loop.time() - 1)
+    assert whole(gate)
+
+
+async def test_a_full_line_refuses_at_once() -> None:
+    """One more than max_waiting does not wait; a free permit needs no place."""
+    gate = LocalGate(limit=1, max_waiting=1)
+    await gate.acquire("interactive")
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    with pytest.raises(GateFullError):
+        await gate.acquire("batch")
+    gate.release("interactive")
+    await waiting
+    assert gate.statistics().waiting == 0
+
+
+async def test_a_cancel_while_waiting_leaves_the_line_in_order() -> None:
+    """Those behind move up, whoever goes."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    calls = [start(gate.acquire("interactive")) for _ in range(5)]
+    await turns()
+    for number in (0, 2, 4):
+        calls[number].cancel()
+    await turns()
+    assert gate.statistics().waiting == 2
+    gate.release("interactive")
+    await turns()
+    assert calls[1].done()
+    assert not calls[3].done()
+    gate.release("interactive")
+    await calls[3]
+    assert whole(gate)
+
+
+async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on() -> None:
+    """A permit that meets a cancellation goes to the next in line."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    first, second = (start(gate.acquire("interactive")) for _ in range(2))
+    await turns()
+    gate.release("interactive")
+    first.cancel()
+    await turns()
+    assert first.cancelled()
+    assert second.done()
+    assert whole(gate)
+
+
+async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
+    """The other order: the waiter is cancelled and still in line."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    first, second = (start(gate.acquire("interactive")) for _ in range(2))
+    await turns()
+    first.cancel()
+    gate.release("interactive")
+    await turns()
+    assert first.cancelled()
+    assert second.done()
+    assert whole(gate)
+
+
+async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
+    """Somebody who is cancelled and told of the closing is cancelled."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    gate.close()
+    waiting.cancel()
+    await turns()
+    assert waiting.cancelled()
+    assert whole(gate)
+
+
+async def test_a_refused_call_waits_for_a_completion() -> None:
+    """Before those that were never sent, and nobody is woken by the refusal."""
+    gate = LocalGate(limit=2)
+    await gate.acquire("interactive")
+    await gate.acquire("interactive")
+    fresh = start(gate.acquire("interactive"))
+    await turns()
+    refused = start(gate.refused("interactive"))
+    await turns()
+    assert not fresh.done()
+    assert not refused.done()
+    state = gate.statistics()
+    assert (1, 1, 1, 1) == (
+        state.share,
+        state.in_use,
+        state.withheld,
+        state.busy_answers,
+    )
+    gate.release("interactive", 0.01)
+    await turns()
+    assert refused.done()
+    assert whole(gate)
+    fresh.cancel()
+    await turns()
+
+
+async def test_the_share_grows_back_step_by_step() -> None:
+    """After `share` good answers one permit more is admitted, up to the limit."""
+    gate = LocalGate(limit=4)
+    for _ in range(4):
+        await gate.acquire("interactive")
+    refused = start(gate.refused("interactive"))
+    await turns()
+    gate.release("interactive", 0.01)
+    await refused
+    shares: list[int] = []
+    for _ in range(12):
+        gate.release("interactive", 0.01)
+        shares.append(gate.statistics().share)
+        await gate.acquire("interactive")
+    assert [3, 4, 4] == shares[:3]
+    assert gate.statistics().withheld == 0
+    assert whole(gate)
+
+
+async def test_a_refused_step_makes_the_next_wait_longer() -> None:
+    """Four times as many good answers, and at most eight rounds of them."""
+    gate = LocalGate(limit=3)
+    for _ in range(2):
+        await gate.acquire("interactive")
+
+    async def good_until(share: int) -> int:
+        count = 0
+        while gate.statistics().share < share:
+            count += 1
+            gate.release("interactive", 0.01)
+            await gate.acquire("interactive")
+        return count
+
+    async def refuse() -> None:
+        await gate.acquire("interactive")
+        third = start(gate.refused("interactive"))
+        await turns()
+        third.cancel()
+        await turns()
+
+    counts: list[int] = []
+    await refuse()
+    for _ in range(4):
+        counts.append(await good_until(3))
+        await refuse()
+    assert [2, 8, 16, 16] == counts
+    assert whole(gate)
+
+
+async def test_a_line_that_nothing_moves_is_probed() -> None:
+    """With nothing of ours in flight, one call is tried after a tenth of a second."""
+    gate = LocalGate(limit=5)
+    await gate.acquire("interactive")
+    loop = asyncio.get_running_loop()
+    pauses: list[float] = []
+    for _ in range(3):
+        before = loop.time()
+        await gate.refused("interactive")
+        pauses.append(loop.time() - before)
+        assert gate.statistics().in_use == 1
+        assert whole(gate)
+    # Doubled each time, since none was admitted; clocks may be a little early.
+    assert pauses[0] >= 0.09
+    assert pauses[1] >= 0.19
+    assert pauses[2] >= 0.39
+    gate.release("interactive", 0.01)
+    await gate.acquire("interactive")
+    assert whole(gate)
+
+
+async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
+    """What others gave back is found while a call of ours still runs."""
+    gate = LocalGate(limit=5)
+    await gate.acquire("interactive")
+    await gate.acquire("interactive")
+    await gate.refused("interactive", asyncio.get_running_loop().time() + 5)
+    state = gate.statistics()
+    assert (2, 2) == (state.share, state.in_use)
+    assert whole(gate)
+
+
+async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck() -> None:
+    """When the last one in line goes, the permits of the share are free again."""
+    gate = LocalGate(limit=5)
+    await gate.acquire("interactive")
+    refused = start(gate.refused("interactive"))
+    await turns()
+    refused.cancel()
+    await turns()
+    assert whole(gate)
+    async with asyncio.timeout(0.05):
+        await gate.acquire("interactive")
+    assert whole(gate)
+
+
+async def test_a_refused_call_has_max_wait_too() -> None:
+    """Its permit is back, and it has left the line."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    with pytest.raises(GateTimeoutError):
+        await gate.refused("interactive", asyncio.get_running_loop().time() + 0.01)
+    assert (gate.statistics().in_use, gate.statistics().waiting) == (0, 0)
+    assert whole(gate)
+
+
+async def test_closing_tells_those_in_line_and_lets_nobody_in() -> None:
+    """Those that hold a permit keep it, and may be waited for."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    waiting = start(gate.acquire("batch"))
+    await turns()
+    gate.close()
+    with pytest.raises(ClosedError):
+        await waiting
+    with pytest.raises(ClosedError):
+        await gate.acquire("interactive")
+    loop = asyncio.get_running_loop()
+    assert not await gate.idle(loop.time() + 0.01)
+    idle = loop.create_task(gate.idle(loop.time() + 5))
+    await turns()
+    with pytest.raises(ClosedError):
+        await gate.refused("interactive")
+    assert await idle
+    assert await gate.idle(loop.time())
+    assert repr(gate).endswith("closed>")
+    assert whole(gate)
+
+
+async def test_a_permit_cannot_be_given_back_twice() -> None:
+    """A mistake of the caller's is told and changes nothing."""
+    gate = LocalGate(limit=2)
+    await gate.acquire("interactive")
+    gate.release("interactive")
+    with pytest.raises(RuntimeError, match="twice"):
+        gate.release("interactive")
+    with pytest.raises(RuntimeError, match="twice"):
+        await gate.refused("interactive")
+    assert whole(gate)
+
+
+async def test_cancelling_many_leaves_nothing_behind() -> None:
+    """Ten thousand in line, all cancelled: the permits are whole, the line empty."""
+    gate = LocalGate(limit=50)
+    calls = [start(gate.acquire("batch")) for _ in range(10_050)]
+    await turns()
+    assert gate.statistics().waiting == 10_000
+    for call in reversed(calls):
+        call.cancel()
+    await turns()
+    assert gate.statistics().waiting == 0
+    for _ in range(50):
+        gate.release("batch")
+    assert gate.statistics().in_use == 0
+    assert whole(gate)

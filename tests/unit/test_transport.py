@@ -1,0 +1,159 @@
+"""One request: what is sent, and what each foreign error becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from aioresponses import aioresponses
+
+from aio_agentapi import Secret, Settings
+from aio_agentapi._transport import Transport
+from aio_agentapi.errors import (
+    AgentAPIError,
+    ClosedError,
+    DecodeError,
+    NotSentError,
+    OutcomeUnknownError,
+)
+from tests.conftest import TOKEN
+
+URL = "https://api.example.com/v4/agent/info"
+
+
+class Response(aiohttp.ClientResponse):
+    """aioresponses does not yet give what aiohttp 3.14 wants."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", Mock())
+        super().__init__(*args, **kwargs)
+
+
+def transport(**settings: Any) -> Transport:
+    """Make a transport to nowhere."""
+    return Transport("https://api.example.com", Secret(TOKEN), Settings(**settings))
+
+
+async def send(sender: Transport) -> Any:
+    """Send an empty request."""
+    until = asyncio.get_running_loop().time() + 5
+    try:
+        return await sender.send("agent/info", b"{}", until)
+    finally:
+        await sender.aclose()
+
+
+async def test_the_request_is_what_the_contract_says() -> None:
+    """POST, the three headers, the body as given, no redirect followed."""
+    with aioresponses() as mocked:
+        mocked.post(URL, status=302, body=b"x", response_class=Response)
+        answer = await send(transport())
+        ((_, url), (call,)), *rest = mocked.requests.items()
+    assert (302, b"x") == answer
+    assert not rest
+    assert URL == str(url)
+    assert call.kwargs["data"] == b"{}"
+    assert call.kwargs["allow_redirects"] is False
+    assert dict(call.kwargs["headers"]) == {
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        "Authorization": f"Bearer {TOKEN}",
+    }
+
+
+async def test_the_pool_is_as_large_as_the_gate_and_does_not_know_the_token() -> None:
+    """Another size would be a second queue; the token goes with each request alone."""
+    sender = transport(limit=7)
+    http = sender._open()
+    assert "Authorization" not in http.headers
+    assert http.connector is not None
+    assert http.connector.limit == 7
+    await sender.aclose()
+
+
+KEY = ConnectionKey("h", 1, True, True, None, None, None)  # noqa: FBT003 - aiohttp's
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        aiohttp.ClientConnectorError(KEY, OSError(111, "refused")),
+        aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "unknown")),
+        aiohttp.ClientConnectorSSLError(KEY, OSError(1, "ssl")),
+        aiohttp.ClientConnectorCertificateError(KEY, Exception("self-signed")),
+        aiohttp.ClientProxyConnectionError(KEY, OSError(111, "refused")),
+        aiohttp.ClientHttpProxyError(Mock(), (), status=407),
+        aiohttp.ConnectionTimeoutError("late"),
+        aiohttp.ServerFingerprintMismatch(b"a", b"b", "h", 1),
+        aiohttp.InvalidURL("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_without_a_connection_nothing_was_sent(foreign: Exception) -> None:
+    """Only errors that come before the first byte are a sure no."""
+    assert type(await failure(foreign)) is NotSentError
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientOSError(104, "reset"),
+        aiohttp.ClientPayloadError("cut"),
+        aiohttp.ClientResponseError(Mock(), ()),
+        aiohttp.SocketTimeoutError("late"),
+        aiohttp.ServerTimeoutError("late"),
+        aiohttp.ClientConnectionResetError("reset"),
+        aiohttp.ClientConnectionError("closed"),
+        aiohttp.ClientError("new kind"),
+        ConnectionResetError(104, "reset"),
+        BrokenPipeError(32, "broken"),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_after_it_anything_may_have_happened(foreign: Exception) -> None:
+    """A kind of error that nobody has heard of is no sure no."""
+    error = await failure(foreign)
+    assert type(error) is OutcomeUnknownError
+    assert error.status is None
+
+
+async def failure(foreign: Exception) -> AgentAPIError:
+    """Return what a foreign error becomes, free of it."""
+    with aioresponses() as mocked:
+        mocked.post(URL, exception=foreign)
+        with pytest.raises(AgentAPIError) as caught:
+            await send(transport())
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    return caught.value
+
+
+async def test_a_bug_is_not_an_outcome() -> None:
+    """What is neither of the network nor of aiohttp is not dressed up."""
+    with aioresponses() as mocked:
+        mocked.post(URL, exception=KeyError("bug"))
+        with pytest.raises(KeyError):
+            await send(transport())
+
+
+async def test_an_answer_of_any_length_is_bounded() -> None:
+    """Announced or not, more than max_answer is not read."""
+    for headers in ({"Content-Length": "1001"}, {}):
+        with aioresponses() as mocked:
+            mocked.post(URL, body=b"x" * 1001, headers=headers, response_class=Response)
+            with pytest.raises(DecodeError, match="max_answer"):
+                await send(transport(max_answer=1000))
+
+
+async def test_a_closed_transport_sends_nothing() -> None:
+    """Also when it was never opened."""
+    sender = transport()
+    await sender.aclose()
+    with pytest.raises(ClosedError):
+        await send(sender)
