@@ -45,9 +45,7 @@ from aio_agentapi.errors import (
 T = TypeVar("T")
 
 # Contract 4: what each code is called and becomes.
-CODES: Final[
-    Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]
-] = {
+CODES: Final[Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]] = {
     1: ("UNDER_MAINTENANCE", MaintenanceError),
     1001: ("INTERNAL_SERVER_ERROR", OutcomeUnknownError),
     1002: ("VALIDATION_ERROR", InvalidError),

@@ -25,7 +25,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("default")
 
-Script: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Script: TypeAlias = Callable[
+    [asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
+]
 
 OK_INFO = (
     b'{"code": 0, "message": null, "data": {"name": "x", "currency": 978,'

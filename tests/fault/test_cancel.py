@@ -19,7 +19,7 @@ def whole(session: Session, limit: int) -> None:
     """Check that every permit is counted in exactly one place, and none is held."""
     gate = session.gate
     state = gate.statistics()
-    assert (0, 0) == (state.in_use, state.waiting)
+    assert (state.in_use, state.waiting) == (0, 0)
     free = gate._free._value  # type: ignore[attr-defined]  # a LocalGate
     assert limit == free + state.withheld
 
@@ -130,10 +130,10 @@ async def test_a_lost_answer_of_a_payment_is_not_sent_again(box: Sandbox) -> Non
             getattr(box.faults, kind)("wallet/deposit", times=1)
             with pytest.raises(OutcomeUnknownError) as caught:
                 await shop.wallets.deposit(user, 1)
-            assert (1, "wallets.deposit") == (
+            assert (
                 caught.value.attempts,
                 caught.value.operation,
-            )
+            ) == (1, "wallets.deposit")
             assert number == box.executed["wallet/deposit"]
         assert (await shop.wallets.deposit(user, 1)).balance == 5
 
@@ -150,7 +150,7 @@ async def test_a_lost_answer_of_points_is_sent_again(box: Sandbox) -> None:
         box.faults.drop_after("points/transfer", times=3)
         with pytest.raises(OutcomeUnknownError) as caught:
             await session.points.transfer(code, 1)
-        assert (3, "maybe") == (caught.value.attempts, caught.value.happened)
+        assert (caught.value.attempts, caught.value.happened) == (3, "maybe")
         reference = caught.value.reference
         await session.points.transfer(code, 1, reference=reference)
         assert await session.points.balance() == 500_000 - 6

@@ -36,12 +36,12 @@ from tests.conftest import connect
 async def test_info_tells_who_one_is(box: Sandbox, session: Session) -> None:
     """The caller's own account, its points and addresses included."""
     me = await session.agents.info()
-    assert ("operator", 978, Role.OPERATOR, State.ACTIVE) == (
+    assert (
         me.name,
         me.currency,
         me.role,
         me.state,
-    )
+    ) == ("operator", 978, Role.OPERATOR, State.ACTIVE)
     assert box.account("operator").code == me.agent_code
     assert await session.points.balance() == me.balance == Decimal(500_000)
     assert me.client_ip == "127.0.0.1"
@@ -69,11 +69,11 @@ async def test_an_agent_is_created_and_can_log_in(box: Sandbox) -> None:
         deeper = await session.agents.create(
             "area", role=Role.OPERATOR, parent_code=session_code(box)
         )
-        assert (Role.OPERATOR, 2, 978) == (
+        assert (
             deeper.agent.role,
             deeper.agent.depth,
             deeper.agent.currency,
-        )
+        ) == (Role.OPERATOR, 2, 978)
 
 
 def session_code(box: Sandbox) -> int:
@@ -97,12 +97,12 @@ async def test_agents_are_listed_page_by_page(box: Sandbox, session: Session) ->
     box.add("deeper", parent="deep")
     children = [agent async for agent in session.agents.list()]
     codes = [agent.agent_code for agent in children]
-    assert 2103 == len(codes)
+    assert len(codes) == 2103
     assert sorted(codes) == codes
     below = [agent async for agent in session.agents.list(subtree=True)]
     assert (len(below), below[-1].name) == (2104, "deeper")
     deep = box.account("deep").code
-    assert ["deeper"] == [a.name async for a in session.agents.list(parent_code=deep)]
+    assert [a.name async for a in session.agents.list(parent_code=deep)] == ["deeper"]
 
 
 async def test_a_page_that_moves_gives_nobody_twice(
@@ -130,10 +130,10 @@ async def test_the_tree_has_everybody_in_its_place(box: Sandbox) -> None:
     async with connect(box, "broker") as session:
         top = await session.agents.tree()
     (operator,) = top.children
-    assert ("broker", "operator") == (top.agent.name, operator.agent.name)
-    assert ["shop_1", "shop_2", "area"] == [n.agent.name for n in operator.children]
+    assert (top.agent.name, operator.agent.name) == ("broker", "operator")
+    assert [n.agent.name for n in operator.children] == ["shop_1", "shop_2", "area"]
     area = operator.children[2]
-    assert ["deep_2", "deep_1"] == [node.agent.name for node in area.children]
+    assert [node.agent.name for node in area.children] == ["deep_2", "deep_1"]
 
 
 async def test_suspension_reaches_the_whole_subtree(box: Sandbox) -> None:
@@ -180,7 +180,10 @@ async def test_a_reissued_token_replaces_the_old_one(box: Sandbox) -> None:
 async def test_a_token_that_is_none_is_refused(box: Sandbox) -> None:
     """Unknown or malformed: the service's two codes, one error."""
     async with SessionManager(box.base_url) as manager:
-        for token, code in (("0" * 8 + "-0000" * 3 + "-" + "0" * 12, 1007), ("x", 1009)):
+        for token, code in (
+            ("0" * 8 + "-0000" * 3 + "-" + "0" * 12, 1007),
+            ("x", 1009),
+        ):
             with pytest.raises(CredentialError) as caught:
                 await manager.session(Secret(token)).agents.info()
             assert code == caught.value.code
@@ -227,7 +230,7 @@ async def test_a_reference_moves_once(box: Sandbox, session: Session) -> None:
     assert first == await session.points.transfer(code, "5.00", reference="once")
     with pytest.raises(InvalidError) as caught:
         await session.points.transfer(code, 6, reference="once")
-    assert (1012, "once") == (caught.value.code, caught.value.reference)
+    assert (caught.value.code, caught.value.reference) == (1012, "once")
     with pytest.raises(InvalidError):
         await session.points.reclaim(code, 5, reference="once")
     assert await session.points.balance() == first.balance
@@ -309,7 +312,7 @@ async def test_the_feed_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
             await shop.wallets.deposit(user, 2)
         await shop.wallets.withdraw(user, 1)
         rows = [row async for row in shop.transactions.since(0)]
-    assert 13 == len(rows)
+    assert len(rows) == 13
     assert sorted({row.trans_id for row in rows}) == [row.trans_id for row in rows]
     assert {TransType.DEPOSIT, TransType.WITHDRAW} == {row.trans_type for row in rows}
     assert [row.balance for row in rows[:-1]] == [row.prebalance for row in rows[1:]]
@@ -324,7 +327,7 @@ async def test_a_feed_read_too_early_is_read_again(box: Sandbox) -> None:
         again = [row async for row in shop.transactions.since(0)]
         assert first == again == []
         state = shop.gate.statistics()
-        assert (50, 0, 0) == (state.share, state.busy_answers, state.in_use)
+        assert (state.share, state.busy_answers, state.in_use) == (50, 0, 0)
     async with connect(box, "shop_1", feed_interval=30, max_wait=1) as shop:
         with pytest.raises(Exception, match="1018"):
             [row async for row in shop.transactions.since(0)]
@@ -341,7 +344,9 @@ async def test_a_plan_is_distributed(box: Sandbox, session: Session) -> None:
         yield (one, 0.1)
 
     done = {d.line: d async for d in session.points.distribute(plan(), run="r")}  # type: ignore[arg-type]  # one is wrong on purpose
-    assert ["r-1", "mine", "r-3", "r-4"] == [done[line].reference for line in (1, 2, 3, 4)]
+    assert [
+        done[line].reference for line in (1, 2, 3, 4)
+    ] == ["r-1", "mine", "r-3", "r-4"]
     assert done[1].move is not None
     assert (Decimal("1.5"), "r-1") == (done[1].move.amount, done[1].move.reference)
     assert isinstance(done[3].error, NotFoundError)
@@ -364,7 +369,7 @@ async def test_a_plan_that_breaks_off_says_so(box: Sandbox, session: Session) ->
     with pytest.raises(OSError, match="torn"):
         async for done in session.points.distribute(plan()):  # type: ignore[arg-type]  # typed by its use
             seen.append(done)  # noqa: PERF401 - kept although it raises
-    assert [1] == [done.line for done in seen]
+    assert [done.line for done in seen] == [1]
 
 
 async def test_a_path_that_the_service_lacks(box: Sandbox) -> None:

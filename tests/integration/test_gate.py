@@ -28,15 +28,15 @@ async def test_ten_thousand_at_once() -> None:
         gauge = await box.gauge("operator")
         state = session.gate.statistics()
     assert {"operator"} == {answer.name for answer in answers}
-    assert (10_000, 50, 0) == (gauge.served, gauge.peak, gauge.busy)
+    assert (gauge.served, gauge.peak, gauge.busy) == (10_000, 50, 0)
     assert gauge.connections <= 50
-    assert (0, 0, 50, 50, 0) == (
+    assert (
         state.in_use,
         state.waiting,
         state.share,
         state.peak,
         state.busy_answers,
-    )
+    ) == (0, 0, 50, 50, 0)
 
 
 async def test_four_tokens_have_fifty_each() -> None:
@@ -52,7 +52,7 @@ async def test_four_tokens_have_fifty_each() -> None:
                 )
             )
         gauges = [await box.gauge(name) for name in names]
-    assert [(200, 50, 0)] * 4 == [(g.served, g.peak, g.busy) for g in gauges]
+    assert [(g.served, g.peak, g.busy) for g in gauges] == [(200, 50, 0)] * 4
 
 
 @pytest.mark.timeout(60)
@@ -69,7 +69,7 @@ async def test_no_call_fails_when_others_hold_permits(held: int, calls: int) -> 
         state = session.gate.statistics()
     assert (calls, 50) == (gauge.served, gauge.foreign_peak)
     assert 0 < gauge.busy == state.busy_answers
-    assert (0, 0) == (state.in_use, state.waiting)
+    assert (state.in_use, state.waiting) == (0, 0)
     assert state.share <= 50 - held
 
 
@@ -90,10 +90,10 @@ async def test_busy_surfaces_only_when_the_time_is_over(box: Sandbox) -> None:
         box.foreign("operator", 50)
         with pytest.raises(BusyError) as caught:
             await session.points.transfer(box.account("shop_1").code, 1)
-        assert (1018, "no") == (caught.value.code, caught.value.happened)
+        assert (caught.value.code, caught.value.happened) == (1018, "no")
         assert caught.value.reference
         state = session.gate.statistics()
-        assert (0, 0) == (state.in_use, state.waiting)
+        assert (state.in_use, state.waiting) == (0, 0)
         box.foreign("operator", 0)
         assert (await session.agents.info()).name == "operator"
     assert box.executed["points/transfer"] == 0
@@ -107,7 +107,7 @@ async def test_too_many_waiting_are_refused_at_once(box: Sandbox) -> None:
             *(session.agents.info() for _ in range(40)), return_exceptions=True
         )
         refused = [r for r in results if isinstance(r, GateFullError)]
-        assert (25, 15) == (len(refused), box.executed["agent/info"])
+        assert (len(refused), box.executed["agent/info"]) == (25, 15)
         assert {("no", 0)} == {(error.happened, error.attempts) for error in refused}
         assert session.gate.statistics().in_use == 0
 
@@ -123,7 +123,7 @@ async def test_who_waits_too_long_has_sent_nothing(box: Sandbox, clock: str) -> 
         view = session.with_options(**{clock: 0.02})
         with pytest.raises(GateTimeoutError) as caught:
             await view.agents.info()
-        assert (0, "no") == (caught.value.attempts, caught.value.happened)
+        assert (caught.value.attempts, caught.value.happened) == (0, "no")
         assert caught.value.waited >= 0.01
         await running
         assert box.executed["agent/info"] == 1

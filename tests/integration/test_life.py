@@ -54,7 +54,7 @@ async def test_closing_in_the_middle(drain: float, ends: Counter[str]) -> None:
         # One connection to the stand-in is this test's own, for the gauge.
         assert sockets() <= before + 1
         state = session.gate.statistics()
-        assert (0, 0) == (state.in_use, state.waiting)
+        assert (state.in_use, state.waiting) == (0, 0)
 
 
 async def test_a_closed_manager_says_so() -> None:
@@ -114,7 +114,9 @@ def test_a_fork_is_refused() -> None:
             try:
                 asyncio.run(session.agents.info())
             except AgentAPIError as error:
-                code = 0 if isinstance(error, UsageError) and "fork" in str(error) else 2
+                code = (
+                    0 if isinstance(error, UsageError) and "fork" in str(error) else 2
+                )
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)

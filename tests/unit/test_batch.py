@@ -23,7 +23,9 @@ async def double(number: int) -> int:
 @pytest.mark.parametrize("window", [1, 3, 200])
 async def test_every_item_has_its_outcome(window: int, *, ordered: bool) -> None:
     """A value or an error for each, and a failure stops nothing."""
-    found = [o async for o in run_many(double, range(100), window=window, ordered=ordered)]
+    found = [
+        o async for o in run_many(double, range(100), window=window, ordered=ordered)
+    ]
     assert list(range(100)) == sorted(outcome.item for outcome in found)
     if ordered:
         assert list(range(100)) == [outcome.item for outcome in found]
@@ -46,7 +48,7 @@ async def test_at_most_the_window_runs_at_once() -> None:
         await asyncio.sleep(0)
         running -= 1
 
-    assert 500 == len([o async for o in run_many(call, range(500), window=7)])
+    assert len([o async for o in run_many(call, range(500), window=7)]) == 500
     assert most == 7
 
 
@@ -93,7 +95,7 @@ async def test_a_slow_source_does_not_hold_results_back() -> None:
     results = run_many(double, source(), window=3)
     assert (await anext(results)).item == 1
     more.set()
-    assert [2] == [outcome.item async for outcome in results]
+    assert [outcome.item async for outcome in results] == [2]
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -135,7 +137,7 @@ async def test_closing_cancels_what_runs() -> None:
 
 async def test_nothing_to_do_is_done_at_once() -> None:
     """An empty source has no outcomes."""
-    assert [] == [o async for o in run_many(double, [])]
+    assert [o async for o in run_many(double, [])] == []
 
 
 async def test_a_window_of_nothing_is_refused() -> None:

@@ -48,7 +48,7 @@ async def test_permits_are_given_until_there_are_none() -> None:
     assert repr(gate) == "<LocalGate 2 permits, 2 in use, 1 waiting>"
     gate.release("batch")
     await third
-    assert (2, 0) == (gate.statistics().in_use, gate.statistics().waiting)
+    assert (gate.statistics().in_use, gate.statistics().waiting) == (2, 0)
     assert whole(gate)
 
 
@@ -97,7 +97,7 @@ async def test_interactive_goes_first() -> None:
     await turns()
     gate.release("batch")
     await turns()
-    assert (True, False) == (interactive.done(), batch.done())
+    assert (interactive.done(), batch.done()) == (True, False)
     gate.release("interactive")
     await batch
 
@@ -259,12 +259,12 @@ async def test_a_refused_call_waits_for_a_completion() -> None:
     assert not fresh.done()
     assert not refused.done()
     state = gate.statistics()
-    assert (1, 1, 1, 1) == (
+    assert (
         state.share,
         state.in_use,
         state.withheld,
         state.busy_answers,
-    )
+    ) == (1, 1, 1, 1)
     gate.release("interactive", 0.01)
     await turns()
     assert refused.done()
@@ -287,7 +287,7 @@ async def test_the_share_grows_back_step_by_step() -> None:
         gate.release("interactive", 0.01)
         shares.append(gate.statistics().share)
         await gate.acquire("interactive")
-    assert [3, 4, 4] == shares[:3]
+    assert shares[:3] == [3, 4, 4]
     assert gate.statistics().withheld == 0
     assert whole(gate)
 
@@ -318,7 +318,7 @@ async def test_a_refused_step_makes_the_next_wait_longer() -> None:
     for _ in range(4):
         counts.append(await good_until(3))
         await refuse()
-    assert [2, 8, 16, 16] == counts
+    assert counts == [2, 8, 16, 16]
     assert whole(gate)
 
 
@@ -350,7 +350,7 @@ async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
     await gate.acquire("interactive")
     await gate.refused("interactive", asyncio.get_running_loop().time() + 5)
     state = gate.statistics()
-    assert (2, 2) == (state.share, state.in_use)
+    assert (state.share, state.in_use) == (2, 2)
     assert whole(gate)
 
 

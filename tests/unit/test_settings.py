@@ -125,6 +125,6 @@ def test_a_base_url_may_have_a_path_and_be_plain_on_loopback(right: str) -> None
 
 def test_plain_http_can_be_allowed() -> None:
     """On a network that the caller trusts."""
-    assert "http://api.example.com" == check_base_url(
+    assert check_base_url(
         "http://api.example.com", allow_plain_http=True
-    )
+    ) == "http://api.example.com"

@@ -53,9 +53,9 @@ async def test_the_request_is_what_the_contract_says() -> None:
         mocked.post(URL, status=302, body=b"x", response_class=Response)
         answer = await send(transport())
         ((_, url), (call,)), *rest = mocked.requests.items()
-    assert (302, b"x") == answer
+    assert answer == (302, b"x")
     assert not rest
-    assert URL == str(url)
+    assert str(url) == URL
     assert call.kwargs["data"] == b"{}"
     assert call.kwargs["allow_redirects"] is False
     assert dict(call.kwargs["headers"]) == {
@@ -75,7 +75,7 @@ async def test_the_pool_is_as_large_as_the_gate_and_does_not_know_the_token() ->
     await sender.aclose()
 
 
-KEY = ConnectionKey("h", 1, True, True, None, None, None)  # noqa: FBT003 - aiohttp's
+KEY = ConnectionKey("h", 1, True, True, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_token_that_no_header_can_carry_is_refused(wrong: object) -> None:
 def test_a_secret_does_not_show_itself() -> None:
     """Neither repr, str, format nor pickle has the token; reveal does."""
     secret = Secret("canary")
-    assert "Secret('***') Secret('***')" == f"{secret!r} {secret}"
+    assert f"{secret!r} {secret}" == "Secret('***') Secret('***')"
     assert secret.reveal() == "canary"
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(secret)

@@ -119,7 +119,7 @@ def test_a_new_agents_token_is_a_secret() -> None:
         token="canary",
     )
     new = WIRE.decode(create, 200, answer(members))
-    assert (5, ("1.1.1.1",)) == (new.agent.agent_code, new.agent.whitelist)
+    assert (new.agent.agent_code, new.agent.whitelist) == (5, ("1.1.1.1",))
     assert new.token.reveal() == "canary"
     assert "canary" not in repr(new)
 
@@ -160,7 +160,7 @@ def test_every_form_of_a_time_is_the_same_moment(zone: str, written: str) -> Non
         timedelta(0),
         timezone(timedelta(hours=9)).utcoffset(None),
     }
-    assert (TransType.DEPOSIT, "9" * 30) == (found.trans_type, found.round_id)
+    assert (found.trans_type, found.round_id) == (TransType.DEPOSIT, "9" * 30)
 
 
 @pytest.mark.parametrize("code", sorted(CODES))
@@ -191,7 +191,7 @@ def test_an_unknown_code_proves_nothing(
     error = raises(operation, answer(None, 4711, "NEW_ONE"))
     assert kind is type(error)
     assert isinstance(error, RefusedError | OutcomeUnknownError)
-    assert (4711, None) == (error.code, error.name)
+    assert (error.code, error.name) == (4711, None)
     assert "NEW_ONE" in str(error)
 
 

@@ -1,0 +1,521 @@
+"""The command line as its users run it: in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import signal
+import stat
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from aio_agentapi import Session
+from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from tests.conftest import TOKEN, connect
+
+
+@attrs.frozen
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The output as one document."""
+        return json.loads(self.out, parse_float=Decimal)
+
+
+@pytest.fixture
+async def service() -> AsyncGenerator[SandboxProcess]:
+    """Start a stand-in of its own: the command is another process as well."""
+    async with SandboxProcess() as box:
+        yield box
+
+
+async def run(
+    box: SandboxProcess | None,
+    *args: str | Path,
+    name: str = "operator",
+    send: bytes | None = None,
+    cwd: Path | None = None,
+    **env: str,
+) -> Ran:
+    """Run ``agentapi`` with an environment of its own."""
+    process = await begin(box, *args, name=name, cwd=cwd, **env)
+    out, err = await process.communicate(send)
+    return Ran(process.returncode or 0, out.decode(), err.decode())
+
+
+async def begin(
+    box: SandboxProcess | None,
+    *args: str | Path,
+    name: str = "operator",
+    cwd: Path | None = None,
+    **env: str,
+) -> asyncio.subprocess.Process:
+    """Start ``agentapi``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENTAPI_")}
+    if box is not None:
+        kept |= {"AGENTAPI_BASE_URL": box.base_url, "AGENTAPI_TOKEN": box.tokens[name]}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "aio_agentapi.cli",
+        *args,
+        env=kept | {"XDG_CONFIG_HOME": "/nonexistent"} | env,
+        cwd=cwd,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def shops(session: Session, count: int = 0) -> list[int]:
+    """Create agents, and return the numbers of all."""
+    for number in range(count):
+        await session.agents.create(f"bulk_{number}")
+    return [agent.agent_code async for agent in session.agents.list()]
+
+
+async def test_info_and_points(service: SandboxProcess) -> None:
+    """For people as columns, for programs as one document with exact numbers."""
+    ran = await run(service, "info")
+    assert (ran.code, ran.err) == (0, "")
+    assert "operator" in ran.out
+    assert "500,000.0000" in ran.out
+    assert service.tokens["operator"] not in ran.out
+    ran = await run(service, "info", "--json")
+    assert ran.json["balance"] == Decimal("500000.0000")
+    assert (await run(service, "points", "balance")).out == "500,000.0000\n"
+    ran = await run(service, "points", "balance", "--json")
+    assert ran.json == {"balance": Decimal("500000.0000")}
+
+
+async def test_agents(service: SandboxProcess, tmp_path: Path) -> None:
+    """Create, list, draw, suspend and resume."""
+    ran = await run(
+        service, "agents", "create", "shop_7", "--allow", "127.0.0.1", "--json"
+    )
+    made = ran.json
+    assert (
+        made["agent"]["name"],
+        made["agent"]["whitelist"],
+    ) == ("shop_7", ["127.0.0.1"])
+    code = str(made["agent"]["agent_code"])
+    ran = await run(service, "info", "--json", AGENTAPI_TOKEN=made["token"])
+    assert ran.json["name"] == "shop_7"
+
+    kept = tmp_path / "token"
+    ran = await run(service, "agents", "create", "shop_8", "--token-file", kept)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert kept.read_text().strip() not in ran.out
+    ran = await run(service, "agents", "create", "shop_9", "--token-file", kept)
+    assert (ran.code, "exists" in ran.err) == (2, True)
+    other = tmp_path / "other"
+    ran = await run(service, "agents", "create", "shop_8", "--token-file", other)
+    assert (ran.code, other.exists()) == (2, False)
+    assert "is taken" in ran.err
+
+    ran = await run(service, "agents", "list", "--json")
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert [row["name"] for row in rows] == ["shop_1", "shop_2", "shop_7", "shop_8"]
+    ran = await run(service, "agents", "list")
+    assert ran.out.splitlines()[0].split() == [
+        "agent_code",
+        "name",
+        "role",
+        "parent_code",
+        "balance",
+        "state",
+    ]
+    ran = await run(service, "agents", "list", "--subtree", name="broker")
+    assert "shop_8" in ran.out
+    ran = await run(service, "agents", "tree", name="broker")
+    assert "└── operator" in ran.out
+    assert "    ├── shop_1" in ran.out
+    ran = await run(service, "agents", "tree", "--json", name="broker")
+    assert ran.json["children"][0]["agent"]["name"] == "operator"
+
+    ran = await run(service, "agents", "suspend", code)
+    assert "suspended" in ran.out
+    ran = await run(service, "info", AGENTAPI_TOKEN=made["token"])
+    assert (ran.code, "1010" in ran.err) == (3, True)
+    ran = await run(service, "agents", "resume", code, "--json")
+    assert ran.json["state"] == "active"
+
+
+async def test_points_move(service: SandboxProcess) -> None:
+    """Transfer, reclaim and history, and what goes wrong with its code."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+    ran = await run(service, "points", "transfer", str(shop), "2.5", "--reference", "a")
+    assert (ran.code, "499,997.5000" in ran.out) == (0, True)
+    ran = await run(service, "points", "reclaim", str(shop), "0.5", "--json")
+    assert ran.json["amount"] == Decimal("0.5")
+    ran = await run(service, "points", "history", "--json")
+    assert "a" in {json.loads(line)["reference"] for line in ran.out.splitlines()}
+    assert "2.5000" in (await run(service, "points", "history")).out
+    for args, code, said in (
+        (("transfer", str(shop), "1e3"), 2, "digits"),
+        (("transfer", str(shop), "9000000"), 1, "2005"),
+        (("transfer", "999", "1"), 1, "2001"),
+        (("transfer", "1001", "1"), 3, "1010"),
+        (("transfer", str(shop), "1", "--reference", "a"), 2, "1012"),
+        (("transfer", "x", "1"), 2, "x"),
+    ):
+        ran = await run(service, "points", *args)
+        assert (code, "") == (ran.code, ran.out), ran.err
+        assert said in ran.err
+        assert "Traceback" not in ran.err
+    await service.fault(Fault("drop_after", "points/transfer"))
+    ran = await run(service, "points", "transfer", str(shop), "1")
+    assert (ran.code, "may have happened" in ran.err) == (4, True)
+
+
+async def test_where_the_account_comes_from(
+    service: SandboxProcess, tmp_path: Path
+) -> None:
+    """The environment, or a file that names where the token is."""
+    config = tmp_path / "config.toml"
+    token = tmp_path / "token"
+    token.write_text(service.tokens["shop_1"] + "\n")
+    config.write_text(
+        f'base_url = "{service.base_url}"\n'
+        "[settings]\ntimeout = 20.0\n"
+        '[accounts.one]\ntoken_env = "ONE"\n'
+        f'[accounts.two]\ntoken_file = "{token}"\n'
+        f'[accounts.bad]\ntoken = "{TOKEN}"\n'
+        "[accounts.none]\n"
+        '[accounts.lost]\ntoken_file = "/nonexistent/token"\n'
+    )
+    one = {"ONE": service.tokens["shop_2"]}
+
+    async def name_of(*args: str, **env: str) -> str:
+        ran = await run(None, "--config", config, *args, "info", "--json", **env)
+        return ran.json["name"] if ran.code == 0 else f"{ran.code} {ran.err}"
+
+    assert await name_of("--account", "one", **one) == "shop_2"
+    assert await name_of("--account", "two") == "shop_1"
+    assert await name_of(AGENTAPI_ACCOUNT="two") == "shop_1"
+    assert await name_of(AGENTAPI_TOKEN=service.tokens["broker"]) == "broker"
+    for args, said in (
+        (("--account", "one"), "ONE is not set"),
+        (("--account", "bad"), "does not belong into this file"),
+        (("--account", "none"), "token_env or token_file"),
+        (("--account", "lost"), "No such file"),
+        (("--account", TOKEN), "which has: bad, lost, none, one, two"),
+        ((), "AGENTAPI_BASE_URL"),
+    ):
+        told = await name_of(*args)
+        assert told.startswith("2 ")
+        assert said in told
+        assert TOKEN not in told
+    for text, said in (
+        ("[settings]\nlimit = 0\n", "limit"),
+        ("[settings]\nspeed = 9\n", "batch_floor"),
+        ("x = ", "config.toml"),
+        ("[accounts.one]\n", "base_url"),
+    ):
+        config.write_text(text)
+        told = await name_of("--account", "one")
+        assert told.startswith("2 ")
+        assert said in told
+    ran = await run(None, "--config", tmp_path / "nothing.toml", "info")
+    assert (ran.code, "no such file" in ran.err) == (2, True)
+
+
+async def test_a_token_on_the_command_line_is_refused(service: SandboxProcess) -> None:
+    """In every form, without repeating it."""
+    for args in (("--token", TOKEN), (f"--token={TOKEN}",)):
+        ran = await run(service, *args, "info")
+        assert (ran.code, "AGENTAPI_TOKEN" in ran.err) == (2, True)
+        assert TOKEN not in ran.err
+
+
+async def test_a_service_that_is_not_there() -> None:
+    """Code 3, and one clear line."""
+    env = {"AGENTAPI_BASE_URL": "http://127.0.0.1:9", "AGENTAPI_TOKEN": TOKEN}
+    ran = await run(None, "info", **env)
+    assert (ran.code, ran.out) == (3, "")
+    assert "no connection" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+async def test_help_and_version() -> None:
+    """Every command explains itself, and the exit codes are told."""
+    ran = await run(None, "--help")
+    assert "Exit codes: 0 done" in ran.out
+    assert "token" not in {
+        word.strip("-") for word in ran.out.split() if word[0] == "-"
+    }
+    ran = await run(None, "--version")
+    assert ran.out.startswith("agentapi, version ")
+
+
+HEAD = "agent_code,amount\n"
+
+
+async def test_the_main_job(service: SandboxProcess, tmp_path: Path) -> None:
+    """Ten thousand rows, some refused: the results are complete, the sums equal."""
+    async with connect(service) as session, connect(service, "broker") as broker:
+        codes = await shops(session, 98)
+        foreign = await broker.agents.create("other", role="operator")
+        before = await session.points.balance()
+        rows: list[tuple[int, str]] = []
+        for number in range(10_000):
+            code = codes[number % len(codes)]
+            amount = f"{number % 97}.{number % 9973:04}"
+            if number % 100 == 7:
+                code = 999_999
+            elif number % 100 == 8:
+                code = foreign.agent.agent_code
+            elif number % 1000 == 9:
+                amount = "999999999999999"
+            elif number == 0:
+                amount = "1"
+            rows.append((code, amount))
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + "".join(f"{code},{amount}\n" for code, amount in rows))
+        ran = await run(service, "points", "distribute", plan, "--json")
+        assert (ran.code, ran.err) == (1, "")
+        gauge = await service.gauge("operator")
+        after = await session.points.balance()
+        balances = {a.agent_code: a.balance async for a in session.agents.list()}
+    with (tmp_path / "plan.csv.results.csv").open() as file:
+        results = list(csv.DictReader(file))
+    assert list(range(1, 10_001)) == sorted(int(row["line"]) for row in results)
+    expected: Counter[int] = Counter()
+    for row in results:
+        code, amount = rows[int(row["line"]) - 1]
+        assert (str(code), Decimal(amount)) == (
+            row["agent_code"],
+            Decimal(row["amount"]),
+        )
+        if row["outcome"] == "moved":
+            expected[code] += Decimal(amount)  # type: ignore[assignment]  # exact
+            assert row["move_id"]
+        else:
+            assert row["outcome"] == "refused"
+            wanted = {999_999: "2001", foreign.agent.agent_code: "1010"}
+            assert wanted.get(code, "2005") == row["code"]
+            assert row["reason"]
+    ends = Counter(row["outcome"] for row in results)
+    codes_met = Counter(row["code"] for row in results)
+    assert codes_met == {"2001": 100, "1010": 100, "2005": 10, "": 9790}
+    assert ends == {"moved": 9790, "refused": 210}
+    total = sum(Decimal(row["amount"]) for row in results if row["outcome"] == "moved")
+    assert before - after == total == ran.json["total"]
+    for code in codes:
+        start = 1000 if code in codes[:2] else 0
+        assert start + expected[code] == balances[code]
+    assert (gauge.peak, gauge.busy) == (50, 0)
+    assert (ends["moved"], ends["refused"], 0, 0) == (
+        ran.json["moved"],
+        ran.json["refused"],
+        ran.json["not_sent"],
+        ran.json["unknown"],
+    )
+    assert len({row["reference"] for row in results}) == 10_000
+
+
+async def test_the_same_plan_again_is_not_run_by_mistake(
+    service: SandboxProcess, tmp_path: Path
+) -> None:
+    """The results are in the way; with the run's name nothing moves twice."""
+    async with connect(service) as session:
+        shop, other = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(f"{HEAD}{shop},1\n{other},2\n")
+        ran = await run(service, "points", "distribute", plan)
+        assert (ran.code, "moved       2 rows, 3" in ran.out) == (0, True)
+        ran = await run(service, "points", "distribute", plan)
+        assert (ran.code, "earlier run" in ran.err) == (2, True)
+        assert await session.points.balance() == 499_997
+        results = tmp_path / "plan.csv.results.csv"
+        run_name = results.read_text().splitlines()[1].split(",")[3].rsplit("-", 1)[0]
+        again = tmp_path / "again.jsonl"
+        ran = await run(
+            service,
+            *("points", "distribute", plan, "--run", run_name, "--results", again),
+        )
+        assert ran.code == 0
+        assert await session.points.balance() == 499_997
+        assert len(again.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            HEAD + "1,1\nx,1\n1,0\n1,1e3\n",
+            [":3: agent_code", ":4: an amount", ":5: an"],
+        ),
+        (HEAD + "1,1,1\n1\n", [":2: 3 columns", ":3: 1 columns"]),
+        (HEAD + '1,"1\n', ["no CSV"]),
+        (HEAD + "1,\ud8001\n", [":2: an amount"]),
+        ("agent_code,amount,reference\n1,1,a\n1,1,b\n2,2,a\n", [":4: ", "on line 2"]),
+        ("agent_code,amount,reference\n1,1,a b\n", [":2: a reference"]),
+        ("agent_code;amount\n1;1\n", ["separated by commas"]),
+        ("agent_code,amount,refrence\n1,1,a\n", ["unknown columns", "refrence"]),
+        ("", ["the first line names"]),
+        ("1,1\n", ["the first line names"]),
+        (HEAD + "9" * 70_000, ["longer than"]),
+    ],
+)
+async def test_a_malformed_plan_moves_nothing(
+    service: SandboxProcess, tmp_path: Path, text: str, said: list[str]
+) -> None:
+    """Every bad row is listed by its line, with the reason; code 2."""
+    plan = tmp_path / "plan.csv"
+    plan.write_bytes(text.encode("utf-8", "surrogatepass"))
+    ran = await run(service, "points", "distribute", plan)
+    assert (ran.code, ran.out) == (2, "")
+    for words in said:
+        assert words in ran.err
+    assert "Traceback" not in ran.err
+    assert (await service.gauge("operator")).served == 0
+    assert [plan] == list(tmp_path.iterdir())
+
+
+async def test_json_lines(service: SandboxProcess, tmp_path: Path) -> None:
+    """By the ending of the name or by --format, from a file or standard input."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+    rows = [
+        {"agent_code": shop, "amount": "1.5"},
+        {"agent_code": shop, "amount": 2, "reference": "mine"},
+        {"agent_code": shop, "amount": 0.25, "reference": None},
+    ]
+    text = "\n\n".join(json.dumps(row) for row in rows) + "\n"
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text(text)
+    ran = await run(service, "points", "distribute", plan, "--json")
+    assert (0, 3, Decimal("3.75")) == (ran.code, ran.json["moved"], ran.json["total"])
+    results = [
+        json.loads(line, parse_float=Decimal)
+        for line in (tmp_path / "plan.jsonl.results.jsonl").read_text().splitlines()
+    ]
+    assert {"1.5", "2", "0.25"} == {str(row["amount"]) for row in results}
+    bad = '{"agent_code": 1}\n[1]\n{"agent_code": 1, "amount": 1, "x": 1}\n{\n'
+    for args, send in (
+        (("-", "--format", "jsonl", "--results", tmp_path / "r.jsonl"), text),
+        (("-", "--format", "jsonl", "--results", tmp_path / "bad.csv"), bad),
+        (("-",), text),
+    ):
+        ran = await run(service, "points", "distribute", *args, send=send.encode())
+        if send == bad:
+            assert ran.code == 2
+            assert all(f"standard input:{line}: " in ran.err for line in (1, 2, 3, 4))
+        elif "--results" in args:
+            assert ran.code == 0
+        else:
+            assert (ran.code, "needs --results" in ran.err) == (2, True)
+
+
+async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None:
+    """A wrong token before it, a token that is refused meanwhile, an interrupt."""
+    async with connect(service) as session, connect(service, "broker") as broker:
+        shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},0.0001\n" * 20_000)
+        ran = await run(service, "points", "distribute", plan, AGENTAPI_TOKEN=TOKEN)
+        assert (3, [plan]) == (ran.code, list(tmp_path.iterdir()))
+
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, 300)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+        assert (process.returncode, err) == (130, b"")
+        assert b"the rows behind were not sent" in out
+        assert b"--run " in out
+        results = tmp_path / "plan.csv.results.csv"
+        moved = results.read_text().count(",moved,")
+        assert 0 < moved < 20_000
+        history = [m async for m in session.points.history() if m.amount < 1]
+        assert moved == len(history)
+
+        results.unlink()
+        served = (await service.gauge("operator")).served
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, served + 300)
+        me = (await session.agents.info()).agent_code
+        assert me is not None
+        await broker.agents.reissue_token(me)
+        out, err = await process.communicate()
+        assert (process.returncode, err) == (3, b"")
+        assert b"stopped     points.transfer: code 1007" in out
+
+
+async def until_served(box: SandboxProcess, count: int) -> None:
+    """Wait until the operator's calls are so many."""
+    while (await box.gauge("operator")).served < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_reader_that_goes_away(service: SandboxProcess) -> None:
+    """As with ``| head -1``: no traceback."""
+    process = await begin(service, "points", "history", "--json")
+    assert process.stdout is not None
+    process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # the other end of the pipe
+    _, err = await process.communicate()
+    assert b"Traceback" not in err
+
+
+async def test_the_sandbox_in_the_foreground(tmp_path: Path) -> None:
+    """It prints what a shell can read, serves, and ends when it is told to."""
+    db = tmp_path / "box.db"
+    process = await begin(None, "sandbox", "--limit", "3", "--db", db)
+    assert process.stdout is not None
+    told: dict[str, str] = {}
+    while "AGENTAPI_TOKEN" not in told:
+        line = (await process.stdout.readline()).decode()
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").partition("=")
+            told[name] = value.split()[0]
+    ran = await run(None, "info", "--json", **told)
+    assert ran.json["name"] == "operator"
+    process.send_signal(signal.SIGTERM)
+    await process.communicate()
+    assert process.returncode == 0
+    ran = await run(None, "sandbox", "--limit", "0")
+    assert (ran.code, "--limit" in ran.err) == (2, True)
+    ran = await run(None, "sandbox", "--db", tmp_path / "no" / "folder")
+    assert (ran.code, "cannot start" in ran.err) == (2, True)
+
+
+@pytest.mark.timeout(60)
+async def test_the_demo_shows_that_every_promise_holds() -> None:
+    """Small, to the end."""
+    ran = await run(
+        None, "demo", "--agents", "20", "--rows", "400", "--latency", "0.005"
+    )
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.endswith("Every promise held.\n")
+    assert "the peak was 50" in ran.out
+    assert "NO" not in ran.out
+    assert (await run(None, "demo", "--rows", "0")).code == 2
+
+
+async def test_the_service_is_slow_to_say_no(tmp_path: Path) -> None:
+    """A plan goes on at full speed while others hold permits."""
+    async with SandboxProcess(Switches(latency=0.005)) as box:
+        async with connect(box) as session:
+            shop, _ = await shops(session)
+        await box.foreign("operator", 40)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},0.0001\n" * 500)
+        ran = await run(box, "points", "distribute", plan, "--json")
+        assert (ran.code, ran.json["moved"]) == (0, 500)
+        assert ran.json["busy_answers"] == (await box.gauge("operator")).busy > 0

@@ -1,0 +1,335 @@
+"""The stand-in itself: what the contract says of headers, limits, time and files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aio_agentapi.sandbox import (
+    Fault,
+    ManualClock,
+    Sandbox,
+    SandboxProcess,
+    Switches,
+)
+from tests.conftest import connect
+
+
+async def post(
+    box: Sandbox,
+    path: str,
+    body: Any = None,
+    *,
+    text: bytes | None = None,
+    token: str | None = None,
+    **headers: str | None,
+) -> tuple[int, dict[str, Any]]:
+    """Post by hand; a header that is None is left out."""
+    wanted: dict[str, str | None] = {
+        "Authorization": f"Bearer {token or box.token('operator')}",
+        "Accept": "application/json",
+        "Content-Type": "application/json",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    sent = {name: value for name, value in wanted.items() if value is not None}
+    skipped = [name for name, value in wanted.items() if value is None]
+    data = json.dumps({} if body is None else body).encode() if text is None else text
+    async with (
+        aiohttp.ClientSession(skip_auto_headers=skipped) as http,
+        http.post(f"{box.base_url}/v4/{path}", data=data, headers=sent) as response,
+    ):
+        return response.status, json.loads(await response.read())
+
+
+async def test_an_answer_is_an_envelope(box: Sandbox) -> None:
+    """Money has four decimals, and a success has no name."""
+    status, answer = await post(box, "agent/info")
+    assert (status, answer["code"], answer["message"]) == (200, 0, None)
+    box.switches = Switches(generation="older")
+    _, answer = await post(box, "agent/info")
+    assert answer["message"] == "OK"
+    assert "win_ratio" in answer["data"]
+
+
+async def test_money_is_written_with_four_decimals(box: Sandbox) -> None:
+    """As a number, or quoted."""
+    async with aiohttp.ClientSession() as http:
+        for quoted, written in ((False, b":500000.0000,"), (True, b':"500000.0000",')):
+            box.switches = Switches(quoted_money=quoted)
+            headers = {
+                "Authorization": f"Bearer {box.token('operator')}",
+                "Accept": "application/json",
+                "Content-Type": "application/json",
+            }
+            url = f"{box.base_url}/v4/agent/info"
+            async with http.post(url, data=b"{}", headers=headers) as response:
+                assert written in await response.read()
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Authorization": None}, 1009),
+        ({"Authorization": "Bearer"}, 1009),
+        ({"Authorization": "Bearer x"}, 1009),
+        ({"Authorization": "Basic 11111111-1111-1111-1111-111111111111"}, 1009),
+        ({"Authorization": "Bearer 11111111-1111-1111-1111-111111111111"}, 1007),
+        ({"Accept": "text/html"}, 1002),
+        ({"Content_Type": "text/plain"}, 1002),
+    ],
+)
+async def test_all_three_headers_are_required(
+    box: Sandbox, headers: dict[str, str | None], code: int
+) -> None:
+    """Each missing or wrong one is refused."""
+    _, answer = await post(box, "agent/info", **headers)
+    assert code == answer["code"]
+
+
+async def test_statuses_can_be_switched(box: Sandbox) -> None:
+    """200 for every code, or 401, 403 and 429 for those that have one."""
+    wrong = {"Authorization": "Bearer x"}
+    assert (await post(box, "agent/info", **wrong))[0] == 200
+    box.switches = Switches(statuses="http")
+    assert (await post(box, "agent/info", **wrong))[0] == 401
+    box.foreign("operator", 50)
+    assert (await post(box, "agent/info"))[0] == 429
+    box.allow("operator", "1.1.1.1")
+    assert (await post(box, "agent/info"))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        ("points/transfer", {}, {"agent_code", "amount"}),
+        ("points/transfer", {"agent_code": "1", "amount": 1}, {"agent_code"}),
+        ("points/transfer", {"agent_code": True, "amount": 1}, {"agent_code"}),
+        ("points/transfer", {"agent_code": 2**70, "amount": 1}, {"agent_code"}),
+        ("points/transfer", {"agent_code": 1, "amount": 0}, {"amount"}),
+        ("points/transfer", {"agent_code": 1, "amount": -1}, {"amount"}),
+        ("points/transfer", {"agent_code": 1, "amount": "1"}, {"amount"}),
+        ("points/transfer", {"agent_code": 1, "amount": 0.00001}, {"amount"}),
+        ("points/transfer", {"agent_code": 1, "amount": 10**15 + 1}, {"amount"}),
+        (
+            "points/transfer",
+            {"agent_code": 1, "amount": 1, "reference": "x" * 65},
+            {"reference"},
+        ),
+        (
+            "points/transfer",
+            {"agent_code": 1, "amount": 1, "reference": "a b"},
+            {"reference"},
+        ),
+        ("points/history", {"last_id": -1, "limit": 0}, {"last_id", "limit"}),
+        ("agent/list", {"offset": 0, "limit": 2001}, {"limit"}),
+        ("agent/list", {"offset": 0, "limit": 1, "subtree": "x"}, {"subtree"}),
+        ("agent/create", {"name": 5, "role": "agent"}, {"name"}),
+        (
+            "agent/create",
+            {"name": "ab", "role": "agent", "whitelist": "1.1.1.1"},
+            {"whitelist"},
+        ),
+        ("game/transaction-id", {"last_id": 0, "limit": 9}, {"limit"}),
+    ],
+)
+async def test_every_wrong_member_is_named(
+    box: Sandbox, path: str, body: dict[str, Any], fields: set[str]
+) -> None:
+    """1002, with a row for each."""
+    _, answer = await post(box, path, body)
+    assert answer["code"] == 1002
+    assert fields == {row["field"] for row in answer["data"]}
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'"x"', b'{"a": ' + b"[" * 50_000, b"\xff"]
+)
+async def test_a_body_that_is_no_object(box: Sandbox, text: bytes) -> None:
+    """1002, and not a broken connection."""
+    _, answer = await post(box, "points/history", text=text)
+    assert answer["code"] == 1002
+
+
+async def test_an_amount_that_is_long_to_work_out(box: Sandbox) -> None:
+    """A short text of a huge number does not stop the service."""
+    text = b'{"agent_code": 1, "amount": 1e999999}'
+    _, answer = await post(box, "points/transfer", text=text)
+    assert answer["code"] == 1002
+
+
+async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> None:
+    """Until it has been executed, and it is executed."""
+    box.switches = Switches(latency=0.15, limit=2)
+    async with connect(box, timeout=0.03, attempts=1, limit=5) as session:
+        code = box.account("shop_1").code
+        loop = asyncio.get_running_loop()
+        calls = [loop.create_task(session.points.transfer(code, 1)) for _ in range(2)]
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert box.gauge("operator").in_flight == 2
+        _, answer = await post(box, "agent/info")
+        assert answer["code"] == 1018
+        while box.gauge("operator").in_flight:
+            await asyncio.sleep(0.01)
+        assert box.executed["points/transfer"] == 2
+        _, answer = await post(box, "agent/info")
+        assert answer["code"] == 0
+
+
+async def test_the_limit_can_count_by_address(box: Sandbox) -> None:
+    """As some deployments do: two tokens share it then."""
+    box.switches = Switches(latency=0.05, limit=3, scope="ip")
+    results = await asyncio.gather(
+        *(post(box, "agent/info", token=box.token("shop_1")) for _ in range(3)),
+        *(post(box, "agent/info") for _ in range(3)),
+    )
+    assert sorted(a["code"] for _, a in results) == [0, 0, 0, 1018, 1018, 1018]
+
+
+async def test_the_feed_keeps_its_thirty_seconds() -> None:
+    """Too early is answered as it is switched, and rows go after two days."""
+    clock = ManualClock()
+    async with Sandbox(clock=clock) as box, connect(box, "shop_1") as shop:
+        token = box.token("shop_1")
+        user = (await shop.users.create("anna")).user_code
+        await shop.wallets.deposit(user, 5)
+        body = {"last_id": 0, "limit": 10}
+
+        async def read() -> tuple[int, int | None]:
+            _, answer = await post(box, "game/transaction-id", body, token=token)
+            rows = answer.get("data")
+            return answer["code"], None if rows is None else len(rows)
+
+        assert await read() == (0, 1)
+        clock.advance(29.9)
+        assert await read() == (1018, None)
+        box.switches = Switches(early_feed="empty")
+        assert await read() == (0, 0)
+        clock.advance(0.2)
+        assert await read() == (0, 1)
+        box.switches = Switches(row_delay=5)
+        await shop.wallets.deposit(user, 5)
+        clock.advance(30)
+        assert await read() == (0, 2)
+        await shop.wallets.deposit(user, 5)
+        clock.advance(2 * 86400 - 29)
+        assert await read() == (0, 1)
+        clock.advance(60)
+        assert await read() == (0, 0)
+
+
+async def test_a_late_row_is_seen_later() -> None:
+    """As long as it is switched to."""
+    clock = ManualClock()
+    switches = Switches(row_delay=5, feed_spacing=0)
+    async with Sandbox(switches, clock=clock) as box, connect(box, "shop_1") as shop:
+        user = (await shop.users.create("anna")).user_code
+        await shop.wallets.deposit(user, 5)
+        assert [row async for row in shop.transactions.since(0)] == []
+        clock.advance(5)
+        assert len([row async for row in shop.transactions.since(0)]) == 1
+
+
+async def test_a_restart_with_a_file_loses_nothing(tmp_path: Path) -> None:
+    """Accounts, tokens, points, users, moves and references are all there."""
+    db = tmp_path / "box.db"
+    async with Sandbox(db=db) as box, connect(box, "shop_1") as shop:
+        async with connect(box) as session:
+            code = box.account("shop_1").code
+            move = await session.points.transfer(code, "0.0001", reference="once")
+        user = (await shop.users.create("anna")).user_code
+        await shop.wallets.deposit(user, "7.5")
+        before = box.accounts(), box.audit()
+    assert stat.S_IMODE(db.stat().st_mode) == 0o600
+    async with Sandbox(db=db) as box, connect(box, "shop_1") as shop:
+        assert before == (box.accounts(), box.audit())
+        async with connect(box) as session:
+            again = await session.points.transfer(code, "0.0001", reference="once")
+        assert move == again
+        assert (await shop.users.info(user)).balance == Decimal("7.5")
+        assert len([row async for row in shop.transactions.since(0)]) == 1
+
+
+async def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
+    """What was answered is in the file."""
+    db = tmp_path / "box.db"
+    async with SandboxProcess(db=db) as box, connect(box) as session:
+        shop = [agent async for agent in session.agents.list()][0].agent_code
+        for _ in range(20):
+            move = await session.points.transfer(shop, 1)
+        box._process.kill()
+        await box._process.wait()
+    async with SandboxProcess(db=db) as box, connect(box) as session:
+        assert move in [found async for found in session.points.history()]
+        minted, held = await box.audit()
+        assert minted == held
+
+
+async def test_a_process_ends_with_its_block() -> None:
+    """By itself, since the other end of its standard input is gone."""
+    async with SandboxProcess() as box:
+        assert Path(f"/proc/{box.pid}").exists()
+    assert box._process.returncode == 0
+
+
+async def test_a_process_is_told_what_to_do() -> None:
+    """The gauge, the books, others' permits, points and faults, over HTTP."""
+    async with SandboxProcess() as box, connect(box) as session:
+        await box.mint("operator", 5)
+        assert (Decimal(1_502_005), Decimal(1_502_005)) == await box.audit()
+        assert await session.points.balance() == 500_005
+        await box.fault(Fault("busy", times=1))
+        await session.agents.info()
+        assert (await box.gauge("operator")).busy == 1
+        await box.fault(Fault("html_502"))
+        await box.clear_faults()
+        await session.agents.info()
+        async with aiohttp.ClientSession() as http:
+            url = f"{box.base_url}/sandbox/mint"
+            async with http.post(url, data=b"{}") as response:
+                assert response.status == 415
+            for address in ("nothing", "mint"):
+                url = f"{box.base_url}/sandbox/{address}"
+                async with http.get(url) as response:
+                    assert response.status == 404
+            async with http.post(f"{box.base_url}/sandbox/x", json={}) as response:
+                assert response.status == 404
+
+
+async def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
+    """Instead of waiting for an answer that does not come."""
+    with pytest.raises(RuntimeError, match="did not start"):
+        await SandboxProcess(db=tmp_path / "no" / "such" / "folder").__aenter__()
+
+
+async def test_an_unknown_fault_or_account_is_a_mistake(box: Sandbox) -> None:
+    """It is told at once, with the names that there are."""
+    with pytest.raises(ValueError, match="drop_before"):
+        box.faults.add(Fault("flood"))  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(KeyError, match="nobody"):
+        box.token("nobody")
+
+
+async def test_delays_and_shares_of_calls(box: Sandbox) -> None:
+    """A delayed call is late, and a fault with a share hits about that many."""
+    async with connect(box) as session:
+        box.faults.delay(0.2, "agent/info", times=1)
+        began = time.monotonic()
+        await session.agents.info()
+        assert time.monotonic() - began >= 0.19
+    box.faults.html_502("agent/list", share=0.3)
+    hits = 0
+    for _ in range(50):
+        try:
+            await post(box, "agent/list", {"offset": 0, "limit": 1})
+        except ValueError:
+            hits += 1
+    # The dice are seeded: the same number in every run.
+    assert 5 <= hits <= 25
