@@ -400,7 +400,8 @@ class LocalGate:
         queue.in_use += 1
         self._in_use += 1
         self._admitted += 1
-        self._peak = max(self._peak, self._in_use)
+        if self._in_use > self._peak:  # noqa: PLR1730 - half the cost of max()
+            self._peak = self._in_use
 
     def _leave(self, queue: _Queue) -> None:
         """Take a permit from a call; the caller of this puts it somewhere."""
@@ -412,9 +413,10 @@ class LocalGate:
 
     def _pass_on(self) -> None:
         """Put a permit that is in nobody's hands where it belongs."""
-        if not self._hand_over():
+        if not (self._waiting and self._hand_over()):
             self._free.release()
-        self._check_drained()
+        if self._drained is not None:
+            self._check_drained()
 
     def _check_drained(self) -> None:
         if self._drained is not None and self._in_use == 0:
@@ -456,8 +458,6 @@ class LocalGate:
 
     def _learn(self, took: float) -> None:
         """Take note of a good answer: the share may grow, a probe has an end."""
-        self._completed = asyncio.get_running_loop().time()
-        self._doublings = 0
         if not self._usual:
             self._usual = took
         elif took > self._usual:
@@ -466,6 +466,8 @@ class LocalGate:
             self._usual /= _FOLLOW
         if not self._withheld:
             return
+        self._completed = asyncio.get_running_loop().time()
+        self._doublings = 0
         self._good += 1
         if self._good < self._share * self._rounds:
             return

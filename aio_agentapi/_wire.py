@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache, partial
-from typing import Any, Final, TypeVar, cast, get_origin
+from types import NoneType, UnionType
+from typing import Any, Final, TypeVar, cast, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -226,8 +227,9 @@ def _converter(zone: ZoneInfo, *, detailed: bool) -> Converter:
         attrs.has, partial(_record_hook, converter)
     )
     converter.register_structure_hook_factory(
-        lambda shape: get_origin(shape) in {list, tuple}, partial(_list_hook, converter)
+        _is_optional, partial(_optional_hook, converter)
     )
+    converter.register_structure_hook_factory(_is_list, partial(_list_hook, converter))
     return converter
 
 
@@ -303,6 +305,25 @@ def _datetime(value: object, zone: ZoneInfo) -> datetime:
     # The third form of the service has dots in its date: 2024.05.31 12:00:00.
     moment = datetime.fromisoformat(text[:10].replace(".", "-") + text[10:])
     return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+
+
+def _is_optional(shape: object) -> bool:
+    members = get_args(shape)
+    return isinstance(shape, UnionType) and len(members) == 2 and NoneType in members  # noqa: PLR2004 - something or None
+
+
+def _optional_hook(
+    converter: Converter, shape: UnionType
+) -> Callable[[Any, Any], object]:
+    """Structure what may be null; cattrs would look its hook up at every value."""
+    (kind,) = (member for member in get_args(shape) if member is not NoneType)
+    hook = converter.get_structure_hook(kind)
+    return lambda value, _: None if value is None else hook(value, kind)
+
+
+def _is_list(shape: object) -> bool:
+    origin: object = get_origin(shape)
+    return origin is list or origin is tuple
 
 
 def _list_hook(converter: Converter, shape: Any) -> Callable[[Any, Any], object]:  # noqa: ANN401 - any type form

@@ -205,7 +205,7 @@ def _csv(lines: Iterator[str], name: str) -> Iterator[tuple[int, PlanRow | str]]
             )
             continue
         values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        yield reader.line_num, _row(values)
+        yield reader.line_num, _row(reader.line_num, values)
 
 
 def _header(reader: Any, name: str) -> list[str]:  # noqa: ANN401 - csv has no name for it
@@ -242,10 +242,10 @@ def _jsonl(lines: Iterator[str]) -> Iterator[tuple[int, PlanRow | str]]:
         if unknown := sorted(members.keys() - _KNOWN):
             yield line, f"unknown members: {', '.join(unknown)[:80]}"
         else:
-            yield line, _row(members)
+            yield line, _row(line, members)
 
 
-def _row(values: dict[str, Any]) -> PlanRow | str:
+def _row(line: int, values: dict[str, Any]) -> PlanRow | str:
     """Return a row, or why it is none."""
     code = values.get("agent_code")
     if isinstance(code, str) and _CODE.fullmatch(code):
@@ -257,11 +257,11 @@ def _row(values: dict[str, Any]) -> PlanRow | str:
     except AmountError as error:
         return str(error)
     reference = values.get("reference") or None
-    if reference is None:
-        return PlanRow(code, amount)
-    if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+    if reference is not None and not (
+        isinstance(reference, str) and _REFERENCE.fullmatch(reference)
+    ):
         return "a reference is 1 to 64 visible ASCII characters"
-    return PlanRow(code, amount, reference)
+    return PlanRow(code, amount, reference, line)
 
 
 @attrs.define(eq=False)

@@ -60,11 +60,14 @@ class PlanRow:
         amount: How many points it gets, in major units.
 
         reference: The caller's own name for the move. None: one is made.
+
+        line: Where it stands in its file. None: its position in the plan, from 1.
     """
 
     agent_code: AgentCode
     amount: Amount
     reference: str | None = None
+    line: int | None = None
 
 
 Plan: TypeAlias = (
@@ -79,7 +82,7 @@ class Distributed:
     What became of one row of a plan.
 
     Attributes:
-        line: Its number in the plan, from 1.
+        line: The row's own, or its position in the plan, from 1.
 
         row: What the plan says.
 
@@ -305,19 +308,20 @@ class Points:
 
 
 async def _numbered(plan: Plan, run: str) -> AsyncIterator[tuple[int, PlanRow, str]]:
-    line = 0
+    position = 0
     if isinstance(plan, AsyncIterable):
         async for row in plan:
-            line += 1
-            yield _addressed(line, row, run)
+            position += 1
+            yield _addressed(position, row, run)
     else:
         for row in plan:
-            line += 1
-            yield _addressed(line, row, run)
+            position += 1
+            yield _addressed(position, row, run)
 
 
 def _addressed(
-    line: int, row: PlanRow | tuple[AgentCode, Amount], run: str
+    position: int, row: PlanRow | tuple[AgentCode, Amount], run: str
 ) -> tuple[int, PlanRow, str]:
     full = row if isinstance(row, PlanRow) else PlanRow(*row)
+    line = position if full.line is None else full.line
     return line, full, full.reference or f"{run}-{line}"

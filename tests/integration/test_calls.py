@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
 from aio_agentapi import (
+    Distributed,
     LocalGate,
     PlanRow,
     Role,
@@ -344,9 +346,12 @@ async def test_a_plan_is_distributed(box: Sandbox, session: Session) -> None:
         yield (one, 0.1)
 
     done = {d.line: d async for d in session.points.distribute(plan(), run="r")}  # type: ignore[arg-type]  # one is wrong on purpose
-    assert [
-        done[line].reference for line in (1, 2, 3, 4)
-    ] == ["r-1", "mine", "r-3", "r-4"]
+    assert [done[line].reference for line in (1, 2, 3, 4)] == [
+        "r-1",
+        "mine",
+        "r-3",
+        "r-4",
+    ]
     assert done[1].move is not None
     assert (Decimal("1.5"), "r-1") == (done[1].move.amount, done[1].move.reference)
     assert isinstance(done[3].error, NotFoundError)
@@ -360,14 +365,14 @@ async def test_a_plan_that_breaks_off_says_so(box: Sandbox, session: Session) ->
     """After what became of the rows before."""
     one = box.account("shop_1").code
 
-    def plan() -> object:
+    def plan() -> Iterator[tuple[int, int]]:
         yield (one, 1)
         msg = "torn"
         raise OSError(msg)
 
-    seen = []
+    seen: list[Distributed] = []
     with pytest.raises(OSError, match="torn"):
-        async for done in session.points.distribute(plan()):  # type: ignore[arg-type]  # typed by its use
+        async for done in session.points.distribute(plan()):
             seen.append(done)  # noqa: PERF401 - kept although it raises
     assert [done.line for done in seen] == [1]
 
@@ -407,7 +412,7 @@ async def test_a_view_has_its_own_clocks(session: Session) -> None:
     assert view is not session
     with pytest.raises(UsageError, match="limit"):
         session.with_options(limit=3)
-    with pytest.raises(UsageError, match="^timeout: "):
+    with pytest.raises(UsageError, match=r"^timeout: "):
         session.with_options(timeout=-1)
 
 

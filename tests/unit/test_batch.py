@@ -137,7 +137,7 @@ async def test_closing_cancels_what_runs() -> None:
 
 async def test_nothing_to_do_is_done_at_once() -> None:
     """An empty source has no outcomes."""
-    assert [o async for o in run_many(double, [])] == []
+    assert [o async for o in run_many(double, list[int]())] == []
 
 
 async def test_a_window_of_nothing_is_refused() -> None:

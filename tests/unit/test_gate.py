@@ -152,7 +152,7 @@ async def test_with_one_permit_the_batch_lane_gets_every_fifth() -> None:
         served.append(lane[0])
         gate.release(lane)
 
-    calls = [start(call(lane)) for _ in range(20) for lane in ("interactive", "batch")]  # type: ignore[arg-type]  # both are lanes
+    calls = [start(call(lane)) for _ in range(20) for lane in ("interactive", "batch")]
     await turns()
     gate.release("interactive")
     await asyncio.gather(*calls)

@@ -104,7 +104,7 @@ def test_a_path_can_be_changed_alone() -> None:
 )
 def test_a_base_url_that_cannot_be_is_refused(wrong: Any) -> None:
     """Slips are found at construction, plain HTTP to elsewhere among them."""
-    with pytest.raises(UsageError, match="^base_url: "):
+    with pytest.raises(UsageError, match=r"^base_url: "):
         check_base_url(wrong, allow_plain_http=False)
 
 
@@ -125,6 +125,7 @@ def test_a_base_url_may_have_a_path_and_be_plain_on_loopback(right: str) -> None
 
 def test_plain_http_can_be_allowed() -> None:
     """On a network that the caller trusts."""
-    assert check_base_url(
-        "http://api.example.com", allow_plain_http=True
-    ) == "http://api.example.com"
+    assert (
+        check_base_url("http://api.example.com", allow_plain_http=True)
+        == "http://api.example.com"
+    )

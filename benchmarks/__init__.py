@@ -1,0 +1,1 @@
+"""Speed beside bare aiohttp, in alternating blocks of one run."""

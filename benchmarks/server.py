@@ -1,0 +1,74 @@
+"""
+A service that costs as little as Python allows: one fixed answer, after a while.
+
+It reads no header but the length, so that what is measured is the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import cast
+
+BODY = (
+    b'{"code":0,"message":null,"data":{"name":"operator","currency":978,'
+    b'"balance":500000.0000,"rtp":95,"whitelist":[],"client_ip":"127.0.0.1",'
+    b'"agent_code":1002,"role":"operator","parent_code":1001,"state":"active"}}'
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    % len(BODY)
+) + BODY
+
+
+class Service(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, latency: float) -> None:
+        self._latency = latency
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.WriteTransport | None = None
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way back."""
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that is complete."""
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            start = head.find(b"content-length:") + 15
+            stop = head.find(b"\r\n", start)
+            length = int(head[start : stop if stop > 0 else len(head)])
+            if len(self._buffer) < end + 4 + length:
+                return
+            self._buffer = self._buffer[end + 4 + length :]
+            if self._latency:
+                self._loop.call_later(self._latency, self._answer)
+            else:
+                self._answer()
+
+    def _answer(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(ANSWER)
+
+
+async def main(latency: float) -> None:
+    """Serve until standard input ends."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Service(latency), "127.0.0.1", 0)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
+
+
+if __name__ == "__main__":
+    # The last processor for the service, so that the client has the first.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    import uvloop
+
+    uvloop.run(main(float(sys.argv[1])))

@@ -1,0 +1,129 @@
+"""The house: public names, a lean import, docstrings, and no token anywhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+import pytest
+
+import aio_agentapi
+from aio_agentapi import resources
+from aio_agentapi._settings import PATHS
+from aio_agentapi._types import Operation
+
+ROOT = Path(aio_agentapi.__file__).parent
+PUBLIC = ["aio_agentapi", "aio_agentapi.errors", "aio_agentapi.sandbox"]
+RESOURCES: list[ModuleType] = [
+    importlib.import_module(f"aio_agentapi.resources.{module.name}")
+    for module in pkgutil.iter_modules(resources.__path__)
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_true(name: str) -> None:
+    """What is in __all__ is there, sorted, and nothing else looks public."""
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    visible = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and not inspect.ismodule(value)
+        and getattr(value, "__module__", "").startswith("aio_agentapi")
+    }
+    assert visible <= set(module.__all__)
+    for key in module.__all__:
+        assert hasattr(module, key)
+
+
+def test_the_import_is_lean() -> None:
+    """Importing the library loads neither the stand-in, the CLI nor their packages."""
+    code = (
+        "import sys, aio_agentapi\n"
+        "heavy = {'click', 'rich', 'redis', 'platformdirs', 'sqlite3',"
+        " 'aiohttp.web', 'aio_agentapi.sandbox', 'aio_agentapi.cli'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    # aiohttp itself loads its server.
+    assert ran.stdout.strip() in {"[]", "['aiohttp.web']"}
+
+
+def test_every_module_keeps_the_rules_of_the_house() -> None:
+    """Annotations are not evaluated, and nothing is kept in globals."""
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        imports = [n for n in tree.body if isinstance(n, ast.ImportFrom)]
+        code = [n for n in tree.body if not isinstance(n, ast.Expr)]
+        if path.name != "__init__.py" and code:
+            assert any(n.module == "__future__" for n in imports), path
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.Global)], path
+
+
+def public_methods() -> list[tuple[str, str]]:
+    """Return every public coroutine of the resources, with its docstring."""
+    found: list[tuple[str, str]] = []
+    for module in RESOURCES:
+        for kind in vars(module).values():
+            if not inspect.isclass(kind) or kind.__module__ != module.__name__:
+                continue
+            for name, method in vars(kind).items():
+                calls = inspect.iscoroutinefunction(
+                    method
+                ) or inspect.isasyncgenfunction(method)
+                if calls and not name.startswith("_"):
+                    text = f"{kind.__name__}.{name}"
+                    found.append((text, inspect.getdoc(method) or ""))
+    return found
+
+
+@pytest.mark.parametrize(("name", "text"), public_methods())
+def test_every_call_says_what_it_does(name: str, text: str) -> None:
+    """Arguments, result, errors with what they mean, and the source."""
+    assert "Raises:" in text, name
+    assert "Source:" in text, name
+    assert "Returns:" in text or "Yields:" in text, name
+
+
+def operations() -> list[tuple[ModuleType, Operation[object]]]:
+    """Return what stands in the tables of the resources."""
+    return [
+        (module, cast("Operation[object]", value))
+        for module in RESOURCES
+        for value in vars(module).values()
+        if isinstance(value, Operation)
+    ]
+
+
+def test_every_operation_has_a_path_and_every_path_an_operation() -> None:
+    """The tables of the resources and of the settings are the same."""
+    found = operations()
+    assert sorted(PATHS) == sorted(operation.name for _, operation in found)
+    for module, operation in found:
+        assert operation.name.split(".")[0] == module.__name__.rsplit(".", 1)[1]
+
+
+def test_only_what_the_contract_calls_repeatable_is_repeated() -> None:
+    """Money is sent once, creates too; all the rest may be repeated."""
+    effects = {operation.name: operation.effect for _, operation in operations()}
+    assert {name: effect for name, effect in effects.items() if effect != "read"} == {
+        "wallets.deposit": "money",
+        "wallets.withdraw": "money",
+        "wallets.withdraw_all": "money",
+        "agents.create": "create",
+        "agents.reissue_token": "create",
+        "agents.update": "idempotent",
+        "points.transfer": "idempotent",
+        "points.reclaim": "idempotent",
+        "users.create": "idempotent",
+    }
