@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+)
 from typing import Generic, TypeVar
 
 import attrs
@@ -24,12 +30,13 @@ class Outcome(Generic[A, T]):
 
         value: What it returned, None where it raised.
 
-        error: What it raised, None where it returned.
+        error: What it raised, None where it returned. A CancelledError where
+            something that it awaited was cancelled by others.
     """
 
     item: A
     value: T | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 async def run_many(
@@ -38,7 +45,7 @@ async def run_many(
     *,
     window: int = 200,
     ordered: bool = False,
-) -> AsyncIterator[Outcome[A, T]]:
+) -> AsyncGenerator[Outcome[A, T]]:
     """
     Call for each of many items, some at once, and yield each outcome as it comes.
 
@@ -69,7 +76,8 @@ async def run_many(
     if window < 1:
         msg = f"window: at least 1, not {window}"
         raise UsageError(msg)
-    fan = _Fan(call, _each(items), window, ordered)
+    source = _each(items)
+    fan = _Fan(call, source, window, ordered)
     # Tasks of our own and no task group: a generator may be closed by another
     # task than the one that started it, which a group's scope does not survive.
     workers = [asyncio.create_task(fan.work()) for _ in range(window)]
@@ -80,11 +88,12 @@ async def run_many(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        await source.aclose()
     if fan.failure is not None:
         raise fan.failure
 
 
-async def _each(items: Iterable[A] | AsyncIterable[A]) -> AsyncIterator[A]:
+async def _each(items: Iterable[A] | AsyncIterable[A]) -> AsyncGenerator[A]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
@@ -103,10 +112,10 @@ class _Fan(Generic[A, T]):
     """
 
     _call: Callable[[A], Awaitable[T]] = attrs.field(alias="call")
-    _source: AsyncIterator[A] = attrs.field(alias="source")
+    _source: AsyncGenerator[A] = attrs.field(alias="source")
     _window: int = attrs.field(alias="window")
     _ordered: bool = attrs.field(alias="ordered")
-    failure: Exception | None = attrs.field(init=False, default=None)
+    failure: BaseException | None = attrs.field(init=False, default=None)
     # One worker at a time reads the source, and only while there is room.
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _room: asyncio.Semaphore = attrs.field(init=False)
@@ -130,29 +139,48 @@ class _Fan(Generic[A, T]):
 
     async def work(self) -> None:
         """Take an item and call for it, until there is none left."""
-        loop = asyncio.get_running_loop()
-        while True:
-            slot: asyncio.Future[Outcome[A, T]] = loop.create_future()
-            async with self._turn:
-                await self._room.acquire()
-                try:
-                    item = await anext(self._source)
-                except StopAsyncIteration:
-                    break
-                except Exception as error:  # noqa: BLE001 - whatever a source raises, told at the end
-                    self.failure = error
-                    break
-                if self._ordered:
+        try:
+            while (taken := await self._take()) is not None:
+                slot, item = taken
+                slot.set_result(await self._outcome(item))
+                if not self._ordered:
                     self._line.put_nowait(slot)
+        finally:
+            # Room for the next worker to find that the source is at its end.
+            self._room.release()
+            self._working -= 1
+            if not self._working:
+                self._line.put_nowait(None)
+
+    async def _take(self) -> tuple[asyncio.Future[Outcome[A, T]], A] | None:
+        slot: asyncio.Future[Outcome[A, T]] = asyncio.get_running_loop().create_future()
+        async with self._turn:
+            await self._room.acquire()
             try:
-                outcome = Outcome[A, T](item, value=await self._call(item))
-            except Exception as error:  # noqa: BLE001 - an outcome, whatever it is
-                outcome = Outcome[A, T](item, error=error)
-            slot.set_result(outcome)
-            if not self._ordered:
+                item = await anext(self._source)
+            except StopAsyncIteration:
+                return None
+            except BaseException as error:
+                if _is_ours(error):
+                    raise
+                self.failure = error
+                return None
+            if self._ordered:
                 self._line.put_nowait(slot)
-        # Room for the next worker to find that the source is at its end.
-        self._room.release()
-        self._working -= 1
-        if not self._working:
-            self._line.put_nowait(None)
+        return slot, item
+
+    async def _outcome(self, item: A) -> Outcome[A, T]:
+        try:
+            return Outcome[A, T](item, value=await self._call(item))
+        except BaseException as error:
+            if _is_ours(error):
+                raise
+            return Outcome[A, T](item, error=error)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Tell whether an error ends the worker: it was cancelled, or the program is."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return not isinstance(error, Exception)

@@ -26,11 +26,13 @@ A permit is held from :meth:`Gate.acquire` on, and each way out of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
+import anyio
 import attrs
 
 from aio_agentapi._gate import Gate
@@ -108,6 +110,8 @@ class Channel:
     _home: Home = attrs.field(alias="home")
     _transport: Transport = attrs.field(alias="transport")
     _wire: Wire = attrs.field(alias="wire")
+    # Set when the session is closed, for the calls that pause meanwhile.
+    _closing: asyncio.Event = attrs.field(alias="closing", factory=asyncio.Event)
 
     async def call(self, query: Query[T]) -> T:
         """
@@ -145,11 +149,19 @@ class Channel:
         End every call: those in line at once, those in flight after ``drain``.
 
         What is still in flight then is cut, and raises OutcomeUnknownError.
+
+        Raises:
+            UsageError: Another loop, or a forked process. Nothing is closed.
         """
+        loop = self._home.check()
+        self._closing.set()
         self.gate.close()
-        loop = asyncio.get_running_loop()
-        await self.gate.idle(loop.time() + self.settings.drain)
-        await self._transport.aclose()
+        try:
+            await self.gate.idle(loop.time() + self.settings.drain)
+        finally:
+            # Also when who closes is cancelled: nobody else would do it.
+            with anyio.CancelScope(shield=True):
+                await self._transport.aclose()
 
     async def _run(
         self, operation: Operation[T], body: Mapping[str, Json], *, again: bool
@@ -174,7 +186,7 @@ class Channel:
                     await self._rest(call, error)
         except AgentAPIError as error:
             verdict = _verdict(call, operation, error)
-            self._sign(verdict, call, operation, body)
+            _sign(verdict, call, operation, body)
         # After the block: its context would lead into the frames of a sending.
         raise verdict
 
@@ -190,32 +202,40 @@ class Channel:
             while True:
                 sent = loop.time()
                 call.waited += sent - began
-                until = sent + self.settings.timeout
-                if call.deadline is not None:
-                    until = min(until, call.deadline)
+                until = self._until(call, sent)
                 call.sendings += 1
                 call.busy = None
                 answer = await self._transport.send(path, text, until)
                 began = loop.time()
-                try:
-                    record = self._wire.decode(operation, *answer)
-                except BusyError as error:
-                    call.busy = error
-                    call.sendings -= 1
-                    if operation.paced:
-                        raise
-                except AgentAPIError:
+                outcome = self._wire.decode(operation, *answer, self._transport.scrub)
+                # There may be a token in it, and this frame in a traceback.
+                del answer
+                if not isinstance(outcome, BusyError):
                     took = began - sent
-                    raise
-                else:
-                    took = began - sent
-                    return record
+                    if isinstance(outcome, AgentAPIError):
+                        raise outcome
+                    return outcome
+                call.busy = outcome
+                call.sendings -= 1
+                if operation.paced:
+                    raise outcome
                 held = False
                 await self.gate.refused(lane, self._patience(call, began))
                 held = True
         finally:
             if held:
                 self.gate.release(lane, took)
+
+    def _until(self, call: _Call, now: float) -> float:
+        """Return the loop's time until which one sending may take."""
+        until = now + self.settings.timeout
+        if call.deadline is None:
+            return until
+        if now >= call.deadline:
+            # The permit came in time, and this task too late to use it.
+            msg = "the deadline was over before it was sent. Nothing was sent"
+            raise GateTimeoutError(msg, waited=call.waited)
+        return min(until, call.deadline)
 
     def _patience(self, call: _Call, now: float) -> float | None:
         """Return the loop's time until which the call may stand in line."""
@@ -234,7 +254,7 @@ class Channel:
         now = asyncio.get_running_loop().time()
         if call.deadline is not None and now + pause >= call.deadline:
             raise error
-        await asyncio.sleep(pause)
+        await self._pause(pause)
 
     async def _pace(self, call: _Call, error: BusyError) -> None:
         """Wait until the feed may be read again; raise *error* if that is too long."""
@@ -244,26 +264,26 @@ class Channel:
         if until is not None and now + pause > until:
             raise error
         call.waited += pause
-        await asyncio.sleep(pause)
+        await self._pause(pause)
 
-    def _sign(
-        self,
-        error: AgentAPIError,
-        call: _Call,
-        operation: Operation[T],
-        body: Mapping[str, Json],
-    ) -> None:
-        """Say in *error* which call it was, and make sure that no token is in it."""
-        scrub = self._transport.scrub
-        error.operation = operation.name
-        error.attempts = call.sendings
-        reference = body.get("reference")
-        error.reference = reference if isinstance(reference, str) else None
-        error.message = scrub(error.message)
-        if isinstance(error, RefusedError):
-            error.fields = tuple(
-                (scrub(name), scrub(why)) for name, why in error.fields
-            )
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless the session is closed meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
+
+def _sign(
+    error: AgentAPIError,
+    call: _Call,
+    operation: Operation[T],
+    body: Mapping[str, Json],
+) -> None:
+    """Say in *error* which call it was."""
+    error.operation = operation.name
+    error.attempts = call.sendings
+    reference = body.get("reference")
+    error.reference = reference if isinstance(reference, str) else None
 
 
 def _verdict(

@@ -454,7 +454,8 @@ class LocalGate:
         if self._share == 1:
             return self._turns >= _BATCH_TURN - 1
         floor = max(1, self._batch_floor * self._share // self._limit)
-        return self._batch.in_use < floor
+        # One permit at least is left to the other lane.
+        return self._batch.in_use < min(floor, self._share - 1)
 
     def _learn(self, took: float) -> None:
         """Take note of a good answer: the share may grow, a probe has an end."""
@@ -487,7 +488,7 @@ class LocalGate:
 
     def _pause(self) -> float:
         pause = max(_PROBE_AFTER, _PROBE_TIMES * self._usual)
-        return max(pause, min(_PROBE_AT_MOST, pause * float(2**self._doublings)))
+        return min(_PROBE_AT_MOST, pause * float(2**self._doublings))
 
     def _probe(self) -> None:
         """Send one of those in line beyond the share, if none of ours completes."""

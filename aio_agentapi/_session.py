@@ -200,12 +200,18 @@ class SessionManager:
         return session
 
     async def aclose(self) -> None:
-        """Close every session at once; see :meth:`Session.aclose`."""
+        """
+        Close every session at once; see :meth:`Session.aclose`.
+
+        Whoever was cancelled while he closed may close again.
+
+        Raises:
+            UsageError: Another loop, or a forked process. Nothing is closed.
+        """
+        self._home.check()
         self._closed = True
-        sessions = [*self._sessions.values()]
-        self._sessions.clear()
         async with anyio.create_task_group() as group:
-            for session in sessions:
+            for session in self._sessions.values():
                 group.start_soon(session.aclose)
 
     def __repr__(self) -> str:

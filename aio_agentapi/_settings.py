@@ -182,6 +182,8 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
+        # What cannot be looked up: an empty label, or one of over 63 characters.
+        (host or "").encode("idna")
     except (ValueError, TypeError, AttributeError):
         raise wrong from None
     if not host or parts.scheme not in {"http", "https"} or not base_url.isprintable():

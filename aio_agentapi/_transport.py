@@ -10,7 +10,6 @@ traceback leads to a frame of aiohttp. The same is done for a cancellation.
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 import aiohttp
@@ -35,11 +34,9 @@ _NOT_SENT: Final = (
     aiohttp.ClientHttpProxyError,
     aiohttp.ServerFingerprintMismatch,
     aiohttp.InvalidURL,
+    # A host name that cannot be looked up.
+    UnicodeError,
 )
-
-# Whether the call that runs in this context got hold of a connection: only then
-# can anything have been sent when its time is over.
-_connected: ContextVar[bool] = ContextVar("_connected", default=True)
 
 
 class Answer(NamedTuple):
@@ -49,8 +46,19 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _TooLargeError(Exception):
+    """The answer is larger than ``max_answer``."""
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Connections that tell when a call got one."""
+    """
+    Connections that tell who got none.
+
+    Only who got one can have sent anything when its time is over. It is noted by
+    the task, which aiohttp connects in: a context may be shared by several.
+    """
+
+    without: set[asyncio.Task[object] | None]
 
     async def connect(
         self,
@@ -59,7 +67,7 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> aiohttp.connector.Connection:
         connection = await super().connect(req, traces, timeout)
-        _connected.set(True)
+        self.without.discard(asyncio.current_task())
         return connection
 
 
@@ -80,6 +88,8 @@ class Transport:
     _secret: Secret = attrs.field(alias="secret")
     _settings: Settings = attrs.field(alias="settings")
     _http: aiohttp.ClientSession | None = attrs.field(init=False, default=None)
+    # The tasks whose request has no connection yet.
+    _without: set[asyncio.Task[object] | None] = attrs.field(init=False, factory=set)
     _closed: bool = attrs.field(init=False, default=False)
 
     async def send(self, path: str, text: bytes, until: float) -> Answer:
@@ -105,6 +115,11 @@ class Transport:
 
             ClosedError: The transport is closed. Nothing was sent.
         """
+        if self._closed:
+            msg = "the session is closed. Nothing was sent"
+            raise ClosedError(msg)
+        task = asyncio.current_task()
+        self._without.add(task)
         # One deadline of our own: aiohttp's costs more than twice as much.
         clock = asyncio.timeout_at(until)
         try:
@@ -112,8 +127,11 @@ class Transport:
                 return await self._post(path, text)
         except asyncio.CancelledError as error:
             end: BaseException = asyncio.CancelledError(*error.args)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            end = self._translate(error, expired=clock.expired())
+        except Exception as error:  # noqa: BLE001 - the token is in its frames, whatever it is
+            unsent = clock.expired() and task in self._without
+            end = self._translate(error, unsent=unsent)
+        finally:
+            self._without.discard(task)
         # Without the frames of the old; whoever cancelled knows his cancellation
         # by its arguments, or by the task's count.
         raise end
@@ -129,11 +147,7 @@ class Transport:
         return self._secret.scrub(text)
 
     async def _post(self, path: str, text: bytes) -> Answer:
-        if self._closed:
-            msg = "the session is closed. Nothing was sent"
-            raise ClosedError(msg)
         http = self._http or self._open()
-        _connected.set(False)
         response = await http.post(
             f"{self._base_url}/v4/{path}",
             data=text,
@@ -157,27 +171,28 @@ class Transport:
             if "Content-Encoding" not in response.headers:
                 return await response.read()
         elif announced is not None:
-            raise _too_large(limit)
+            raise _TooLargeError
         # Its length is known only at its end: chunked, or compressed.
         body = bytearray()
         async for piece in response.content.iter_any():
             body += piece
             if len(body) > limit:
-                raise _too_large(limit)
+                raise _TooLargeError
         return bytes(body)
 
     def _open(self) -> aiohttp.ClientSession:
         settings = self._settings
+        local = settings.local_address
+        connector = _Connector(
+            # The gate's number: another one would be a second, hidden queue.
+            limit=settings.limit,
+            keepalive_timeout=settings.keepalive,
+            ssl=True if settings.ssl is None else settings.ssl,
+            local_addr=(local, 0) if local else None,
+        )
+        connector.without = self._without
         self._http = aiohttp.ClientSession(
-            connector=_Connector(
-                # The gate's number: another one would be a second, hidden queue.
-                limit=settings.limit,
-                keepalive_timeout=settings.keepalive,
-                ssl=True if settings.ssl is None else settings.ssl,
-                local_addr=(settings.local_address, 0)
-                if settings.local_address
-                else None,
-            ),
+            connector=connector,
             headers={"Accept": "application/json", "Content-Type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
             # `connect` costs nothing where a pooled connection is at hand.
@@ -185,14 +200,20 @@ class Transport:
         )
         return self._http
 
-    def _translate(self, error: BaseException, *, expired: bool) -> AgentAPIError:
+    def _translate(self, error: Exception, *, unsent: bool) -> AgentAPIError:
         # Its class and not its text, which may quote headers.
         what = type(error).__name__
+        if unsent:
+            return NotSentError("no connection in time. Nothing was sent")
         if isinstance(error, _NOT_SENT):
             why = self._reason(error)
             return NotSentError(f"no connection ({what}{why}). Nothing was sent")
-        if expired and not _connected.get():
-            return NotSentError("no connection in time. Nothing was sent")
+        if isinstance(error, _TooLargeError):
+            limit = self._settings.max_answer
+            return DecodeError(
+                f"the answer is larger than max_answer ({limit} bytes)."
+                " It may have happened"
+            )
         if isinstance(error, TimeoutError):
             return OutcomeUnknownError("no answer in time. It may have happened")
         return OutcomeUnknownError(
@@ -205,9 +226,3 @@ class Transport:
             error, "certificate_error", None
         )
         return f": {self.scrub(str(cause))}" if cause else ""
-
-
-def _too_large(limit: int) -> DecodeError:
-    return DecodeError(
-        f"the answer is larger than max_answer ({limit} bytes). It may have happened"
-    )

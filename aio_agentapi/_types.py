@@ -60,7 +60,8 @@ class Secret:
 
     def scrub(self, text: str) -> str:
         """Return *text* with the token blotted out wherever it stands."""
-        return text.replace(self._token, "***")
+        # In either case of letters: a service may echo it in its own form.
+        return re.sub(re.escape(self._token), "***", text, flags=re.IGNORECASE)
 
     def __repr__(self) -> str:
         return "Secret('***')"

@@ -15,7 +15,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import cache, partial
 from types import NoneType, UnionType
-from typing import Any, Final, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, TypeAlias, TypeVar, cast, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -76,6 +76,8 @@ CODES: Final[Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]]
 # Statuses that speak of the path and not of the call, where no envelope does.
 _NO_SUCH_PATH: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
 
+_INT64: Final = 2**63
+
 # Of a foreign text in a message of ours: enough to recognise a proxy's page.
 _EXCERPT: Final = 200
 
@@ -87,6 +89,8 @@ class Envelope(msgspec.Struct):
     message: Any = None
     data: Any = None
 
+
+Scrub: TypeAlias = Callable[[str], str]
 
 _DECODER: Final = msgspec.json.Decoder(Envelope, float_hook=Decimal)
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
@@ -112,31 +116,44 @@ class Wire:
             msg = f"the request cannot be written as JSON: {error}"
             raise UsageError(msg) from None
 
-    def decode(self, operation: Operation[T], status: int, text: bytes) -> T:
+    def decode(
+        self, operation: Operation[T], status: int, text: bytes, scrub: Scrub
+    ) -> T | AgentAPIError:
         """
-        Return the record in an answer, or raise what the answer says.
+        Read an answer.
 
-        Raises:
-            RefusedError: A code that means no.
+        The error is returned and not raised: the frames of this module hold the
+        text, in which there may be a token.
 
-            OutcomeUnknownError: A code that does not tell, or no envelope.
+        Args:
+            operation: Whose answer it is.
 
-            UnsupportedError: No envelope, and a status that means no such path.
+            status: Of HTTP.
 
-            DecodeError: Success, and data of another shape.
+            text: The whole body.
+
+            scrub: Blots the token out of what a service may have echoed.
+
+        Returns:
+            The record. Or what the answer says instead: RefusedError for a code
+            that means no; OutcomeUnknownError for one that does not tell, or for
+            no envelope; UnsupportedError for none under a status that means no
+            such path; DecodeError for success with data of another shape.
         """
         try:
             envelope = _DECODER.decode(text)
         except (ValueError, ArithmeticError, RecursionError):
-            raise _no_envelope(status, text) from None
+            envelope = None
+        if envelope is None:
+            return _no_envelope(status, text, scrub)
         if envelope.code != 0:
-            raise _refusal(envelope, status, operation)
+            return _refusal(envelope, status, operation, scrub)
         shape: Any = operation.returns
         try:
             return self._fast.structure(envelope.data, shape)  # type: ignore[no-any-return]  # T, by `shape`
         except Exception:  # noqa: BLE001, S110 - a bad answer fails in many ways; the pass below names it
             pass
-        raise self._misshapen(envelope.data, shape)
+        return self._misshapen(envelope.data, shape)
 
     def _misshapen(self, data: object, shape: Any) -> DecodeError:  # noqa: ANN401 - any type form
         paths: list[str] = []
@@ -149,27 +166,32 @@ class Wire:
         return DecodeError(msg, paths=tuple(paths))
 
 
-def _no_envelope(status: int, text: bytes) -> AgentAPIError:
-    excerpt = " ".join(text[:_EXCERPT].decode("utf-8", "replace").split())
+def _excerpt(text: str, scrub: Scrub) -> str:
+    # Blotted out before it is cut: half a token is too much.
+    return scrub(text[: 10 * _EXCERPT])[:_EXCERPT]
+
+
+def _no_envelope(status: int, text: bytes, scrub: Scrub) -> AgentAPIError:
     if status in _NO_SUCH_PATH:
         msg = (
             f"HTTP {status} instead of an answer: this deployment lacks the path, or"
             " the base URL is wrong. Nothing happened"
         )
         return UnsupportedError(msg)
+    said = text[: 10 * _EXCERPT].decode("utf-8", "replace")
+    excerpt = " ".join(_excerpt(said, scrub).split())
     msg = f"HTTP {status} with no readable answer ({excerpt!r}). It may have happened"
     return OutcomeUnknownError(msg, status=status)
 
 
 def _refusal(
-    envelope: Envelope, status: int, operation: Operation[Any]
+    envelope: Envelope, status: int, operation: Operation[Any], scrub: Scrub
 ) -> AgentAPIError:
     code = envelope.code
     name, kind = CODES.get(code, (None, None))
-    said = envelope.message if isinstance(envelope.message, str) else None
     words = name or "a code that this library does not know"
-    if said and said != name:
-        words = f"{words}, {said[:_EXCERPT]!r}"
+    if isinstance(envelope.message, str) and envelope.message not in {"", name}:
+        words = f"{words}, {_excerpt(envelope.message, scrub)!r}"
     if kind is None:
         # A code that nobody has explained can mean anything; for a call that
         # changes nothing the difference does not matter.
@@ -177,7 +199,7 @@ def _refusal(
     if issubclass(kind, OutcomeUnknownError):
         msg = f"code {code} ({words}). It may have happened"
         return kind(msg, code=code, name=name, status=status)
-    fields = _fields(envelope.data)
+    fields = _fields(envelope.data, scrub)
     if fields:
         words += "; " + ", ".join(f"{field}: {why}" for field, why in fields[:5])
     if kind is IpNotAllowedError:
@@ -188,23 +210,26 @@ def _refusal(
     msg = f"code {code} ({words}). Nothing happened"
     refusal = kind(msg, code=code, name=name, fields=fields)
     if isinstance(refusal, IpNotAllowedError):
-        refusal.client_ip = _client_ip(envelope.data)
+        refusal.client_ip = _client_ip(envelope.data, scrub)
     return refusal
 
 
-def _fields(data: object) -> tuple[tuple[str, str], ...]:
+def _fields(data: object, scrub: Scrub) -> tuple[tuple[str, str], ...]:
     rows = cast("list[object]", data) if isinstance(data, list) else []
     members = [cast("dict[str, object]", row) for row in rows if isinstance(row, dict)]
     return tuple(
-        (str(row.get("field", ""))[:_EXCERPT], str(row.get("message", ""))[:_EXCERPT])
+        (
+            _excerpt(str(row.get("field", "")), scrub),
+            _excerpt(str(row.get("message", "")), scrub),
+        )
         for row in members
     )
 
 
-def _client_ip(data: object) -> str | None:
+def _client_ip(data: object, scrub: Scrub) -> str | None:
     members = cast("dict[str, object]", data) if isinstance(data, dict) else {}
     address = members.get("client_ip")
-    return address if isinstance(address, str) else None
+    return _excerpt(address, scrub) if isinstance(address, str) else None
 
 
 @cache
@@ -256,7 +281,8 @@ def _int(value: object, _: object) -> int:
         return value
     if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit():
         return int(value)
-    if isinstance(value, Decimal) and value == value.to_integral_value():
+    # The size first: 1e999999999 is short to write, and as an int it is not.
+    if isinstance(value, Decimal) and abs(value) < _INT64 and value == int(value):
         return int(value)
     msg = "not a whole number"
     raise ValueError(msg)

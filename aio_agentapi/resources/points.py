@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, TypeAlias
@@ -244,7 +245,7 @@ class Points:
 
     async def distribute(
         self, plan: Plan, *, run: str | None = None
-    ) -> AsyncIterator[Distributed]:
+    ) -> AsyncGenerator[Distributed]:
         """
         Move points to many direct children, at full speed in the batch lane.
 
@@ -255,8 +256,8 @@ class Points:
             plan: Rows, or pairs of agent_code and amount.
 
             run: A name of this run, up to 40 visible ASCII characters: a row
-                without a reference gets this and its line number, so the same
-                plan under the same name moves nothing twice. None: a new one.
+                without a reference gets this and its position, so the same plan
+                under the same name moves nothing twice. None: a new one.
 
         Yields:
             What became of each row, as it comes, not in the order of the plan.
@@ -273,11 +274,14 @@ class Points:
             self._channel, settings=attrs.evolve(self._channel.settings, lane="batch")
         )
         batch = Points(channel)
-        async for outcome in run_many(batch._give, _numbered(plan, run)):
-            if outcome.error is not None:
-                raise outcome.error
-            if outcome.value is not None:
-                yield outcome.value
+        async with contextlib.aclosing(
+            run_many(batch._give, _numbered(plan, run))
+        ) as outcomes:
+            async for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+                if outcome.value is not None:
+                    yield outcome.value
 
     async def _give(self, row: tuple[int, PlanRow, str]) -> Distributed:
         line, wanted, reference = row
@@ -324,4 +328,5 @@ def _addressed(
 ) -> tuple[int, PlanRow, str]:
     full = row if isinstance(row, PlanRow) else PlanRow(*row)
     line = position if full.line is None else full.line
-    return line, full, full.reference or f"{run}-{line}"
+    # By position: lines are the caller's, and two rows may have the same.
+    return line, full, full.reference or f"{run}-{position}"

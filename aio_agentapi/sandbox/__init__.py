@@ -8,9 +8,10 @@ client, so that neither can hide the other's mistakes.
 
 from aio_agentapi.sandbox._box import Sandbox, SandboxProcess
 from aio_agentapi.sandbox._clock import Clock, ManualClock, SystemClock
+from aio_agentapi.sandbox._endpoints import Switches
 from aio_agentapi.sandbox._faults import Fault, Faults
 from aio_agentapi.sandbox._ledger import Account
-from aio_agentapi.sandbox._service import Gauge, Switches
+from aio_agentapi.sandbox._service import Gauge
 
 __all__ = [
     "Account",

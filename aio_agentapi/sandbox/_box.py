@@ -17,9 +17,10 @@ import attrs
 from aiohttp import web
 
 from aio_agentapi.sandbox._clock import Clock, SystemClock
+from aio_agentapi.sandbox._endpoints import Endpoints, Switches
 from aio_agentapi.sandbox._faults import Fault, Faults
 from aio_agentapi.sandbox._ledger import Account, Ledger, Move
-from aio_agentapi.sandbox._service import Gauge, Service, Switches
+from aio_agentapi.sandbox._service import Gauge, Service
 
 # Of the ready-made hierarchy: euro, and enough points for any example.
 _CURRENCY: Final = 978
@@ -64,7 +65,7 @@ class Sandbox:
         switches = self._switches or Switches()
         ledger = Ledger(clock, self._db)
         ledger.row_delay = switches.row_delay
-        self._service = Service(ledger, clock, switches, Faults(self._seed))
+        self._service = Service(Endpoints(ledger, clock, switches), Faults(self._seed))
         if not ledger.accounts():
             self._furnish()
 
@@ -83,7 +84,7 @@ class Sandbox:
     async def __aexit__(self, *_: object) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-        self._service.ledger.close()
+        self._service.endpoints.ledger.close()
 
     @property
     def base_url(self) -> str:
@@ -98,12 +99,12 @@ class Sandbox:
     @property
     def switches(self) -> Switches:
         """How this deployment behaves."""
-        return self._service.switches
+        return self._service.endpoints.switches
 
     @switches.setter
     def switches(self, switches: Switches) -> None:
-        self._service.switches = switches
-        self._service.ledger.row_delay = switches.row_delay
+        self._service.endpoints.switches = switches
+        self._service.endpoints.ledger.row_delay = switches.row_delay
 
     @property
     def executed(self) -> Mapping[str, int]:
@@ -112,14 +113,14 @@ class Sandbox:
 
     def account(self, name: str) -> Account:
         """Return the first account of that name, from the root downwards."""
-        for account in self._service.ledger.accounts():
-            if account.name == name:
-                return account
-        raise KeyError(name)
+        account = self._service.endpoints.ledger.account_named(name)
+        if account is None:
+            raise KeyError(name)
+        return account
 
     def accounts(self) -> list[Account]:
         """Return all accounts, parents before their children."""
-        return self._service.ledger.accounts()
+        return self._service.endpoints.ledger.accounts()
 
     def token(self, name: str) -> str:
         """Return the token of the account of that name."""
@@ -162,7 +163,7 @@ class Sandbox:
         Returns:
             The account.
         """
-        ledger = self._service.ledger
+        ledger = self._service.endpoints.ledger
         if parent is None:
             account = ledger.create_root(name, role, currency)
         else:
@@ -174,7 +175,7 @@ class Sandbox:
 
     def mint(self, account: Account, points: Decimal | int) -> Move:
         """Bring points into being at the root of an account, and move them to it."""
-        ledger = self._service.ledger
+        ledger = self._service.endpoints.ledger
         units = int(points * _UNIT)
         lineage = account.lineage
         move = ledger.mint(lineage[0], units)
@@ -184,11 +185,13 @@ class Sandbox:
 
     def allow(self, name: str, addresses: str) -> None:
         """Set an account's Allowed IP: separated by spaces or new lines; blank: any."""
-        self._service.ledger.update(self.account(name), None, addresses.split())
+        self._service.endpoints.ledger.update(
+            self.account(name), None, addresses.split()
+        )
 
     def audit(self) -> tuple[Decimal, Decimal]:
         """Return what was minted, and the sum of all points and balances."""
-        minted, held = self._service.ledger.audit()
+        minted, held = self._service.endpoints.ledger.audit()
         return Decimal(minted) / _UNIT, Decimal(held) / _UNIT
 
     def __repr__(self) -> str:

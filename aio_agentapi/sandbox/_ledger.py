@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS accounts (
     state TEXT NOT NULL, whitelist TEXT NOT NULL, token TEXT NOT NULL UNIQUE,
     created TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS siblings ON accounts (ifnull(parent, 0), name);
+CREATE INDEX IF NOT EXISTS names ON accounts (name);
 CREATE TABLE IF NOT EXISTS moves (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER, target INTEGER NOT NULL,
     amount TEXT NOT NULL, source_after TEXT, target_after TEXT NOT NULL,
@@ -191,6 +192,13 @@ class Ledger:
     def account_of(self, token: str) -> Account | None:
         """Return the account with a token."""
         row = self._sql.execute(_ACCOUNTS + "WHERE token = ?", (token,)).fetchone()
+        return None if row is None else _account(row)
+
+    def account_named(self, name: str) -> Account | None:
+        """Return the first account of that name, from the root downwards."""
+        row = self._sql.execute(
+            f"{_ACCOUNTS} WHERE name = ? ORDER BY depth, path LIMIT 1", (name,)
+        ).fetchone()
         return None if row is None else _account(row)
 
     def is_suspended(self, account: Account) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import pickle
+import time
+import traceback
 
 import pytest
 
-from aio_agentapi import Session
+from aio_agentapi import PlanRow, Session, SessionManager, Settings
 from aio_agentapi.errors import AgentAPIError, GateTimeoutError, OutcomeUnknownError
 from aio_agentapi.sandbox import Sandbox, Switches
-from tests.conftest import connect
+from tests.conftest import TOKEN, answering, connect, serving
 
 # More turns of the loop than a call on loopback takes.
 TURNS = 120
@@ -183,3 +187,115 @@ async def test_a_create_is_not_sent_again(box: Sandbox) -> None:
             await session.agents.create("shop_7")
         assert "shop_7" in {agent.name async for agent in session.agents.list()}
         assert box.executed["agent/create"] == 1
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the other side goes."""
+    await reader.read()
+    writer.close()
+
+
+async def test_tasks_that_share_a_context_do_not_share_their_fate(box: Sandbox) -> None:
+    """One that connects while another's time ends does not make that one unsent."""
+    box.faults.delay(0.3, "wallet/deposit")
+    async with connect(box, "shop_1", timeout=0.15) as shop:
+        user = (await shop.users.create("anna")).user_code
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        pay = loop.create_task(shop.wallets.deposit(user, 1), context=context)
+        await asyncio.sleep(0.1)
+        # A server that does not speak TLS: the connection is still to be made.
+        async with (
+            serving(silent) as base_url,
+            SessionManager(base_url.replace("http:", "https:")) as other,
+        ):
+            info = other.session(TOKEN).agents.info()
+            ask = loop.create_task(info, context=context)
+            with pytest.raises(OutcomeUnknownError) as caught:
+                await pay
+            ask.cancel()
+            await asyncio.wait([ask])
+        assert caught.value.attempts == 1
+        while box.gauge("shop_1").in_flight:
+            await asyncio.sleep(0.01)
+        assert box.executed["wallet/deposit"] == 1
+
+
+async def test_a_deadline_that_is_over_sends_nothing(box: Sandbox) -> None:
+    """Also when the permit came in time, and the loop was busy since."""
+    async with connect(box, "shop_1", limit=1) as shop:
+        user = (await shop.users.create("anna")).user_code
+        view = shop.with_options(deadline=0.1)
+        await shop.gate.acquire("interactive")
+        pay = asyncio.get_running_loop().create_task(view.wallets.deposit(user, 1))
+        await asyncio.sleep(0.01)
+        shop.gate.release("interactive")
+        time.sleep(0.15)  # noqa: ASYNC251 - a callback that holds the loop
+        with pytest.raises(GateTimeoutError):
+            await pay
+        assert box.gauge("shop_1").served == 1
+        whole(shop, 1)
+
+
+async def test_a_distribution_that_is_left_leaves_no_task(box: Sandbox) -> None:
+    """Whoever closes it has nothing of it running afterwards."""
+    box.switches = Switches(latency=0.05)
+    async with connect(box) as session:
+        shop = box.account("shop_1").code
+        before = asyncio.all_tasks()
+        rows = session.points.distribute([(shop, 1)] * 500)
+        await anext(rows)
+        await rows.aclose()
+        # Those of the stand-in stay: it lives in this loop too.
+        left = asyncio.all_tasks() - before
+        assert not [task for task in left if "_Fan" in repr(task.get_coro())]
+        whole(session, 50)
+
+
+async def test_rows_never_share_a_reference(box: Sandbox) -> None:
+    """However the caller numbers them."""
+    async with connect(box) as session:
+        shop = box.account("shop_1").code
+        rows = [PlanRow(shop, 10, line=2), PlanRow(shop, 10), PlanRow(shop, 10, line=2)]
+        done = [d async for d in session.points.distribute(rows)]
+        assert len({d.reference for d in done}) == 3
+        assert sorted(d.line for d in done) == [2, 2, 2]
+        assert await session.points.balance() == 500_000 - 30
+
+
+def told(error: BaseException) -> str:
+    """Return all that a report of an error could show, locals included."""
+    # Without the frame of the test, which has the token itself.
+    frames = error.__traceback__ and error.__traceback__.tb_next
+    report = traceback.TracebackException(
+        type(error), error, frames, capture_locals=True
+    )
+    seen = [repr(error), str(error), repr(error.args), "".join(report.format())]
+    if isinstance(error, AgentAPIError):
+        seen.append(repr(pickle.loads(pickle.dumps(error))))  # noqa: S301 - our own
+    return " ".join(seen)
+
+
+async def test_an_echoed_token_is_in_no_report() -> None:
+    """A service that repeats the headers in its answers gives nothing away."""
+    echo = TOKEN.upper()
+    bodies = [
+        f"<html>Authorization: Bearer {echo}</html>",
+        f'{{"code": 2005, "message": "for {echo}"}}',
+        f'{{"code": 1002, "data": [{{"field": "{echo}", "message": "{echo}"}}]}}',
+        f'{{"code": 1, "message": "{echo}"}}',
+        f'{{"code": 0, "data": {{"name": "{echo}", "balance": "{echo}"}}}}',
+        f'{{"code": 0, "data": "{echo}',
+        "x" * 300 + echo,
+    ]
+    for body in bodies:
+        for limit in (10, 10_000):
+            async with (
+                serving(answering(body.encode())) as base_url,
+                SessionManager(
+                    base_url, settings=Settings(attempts=1, max_answer=limit)
+                ) as manager,
+            ):
+                with pytest.raises(AgentAPIError) as caught:
+                    await manager.session(TOKEN).agents.info()
+                assert TOKEN not in told(caught.value).lower()
+                assert "11111111" not in told(caught.value)

@@ -8,10 +8,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aio_agentapi import SessionManager, Settings
-from aio_agentapi.errors import AgentAPIError, ClosedError, UsageError
+from aio_agentapi.errors import (
+    AgentAPIError,
+    ClosedError,
+    OutcomeUnknownError,
+    UsageError,
+)
 from aio_agentapi.sandbox import SandboxProcess, Switches
 
 
@@ -118,3 +124,75 @@ def test_a_fork_is_refused() -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         home.run(manager.aclose())
+
+
+async def test_a_cancelled_closing_leaves_nothing_open() -> None:
+    """Connections are closed all the same, and closing again is complete."""
+    async with SandboxProcess(Switches(latency=0.5)) as box:
+        before = sockets()
+        loop = asyncio.get_running_loop()
+        for scope in (asyncio.timeout(0.05), anyio.move_on_after(0.05)):
+            manager = SessionManager(box.base_url)
+            session = manager.session(box.tokens["operator"])
+            call = loop.create_task(session.agents.info())
+            while (await box.gauge("operator")).in_flight < 1:
+                await asyncio.sleep(0.01)
+            if isinstance(scope, asyncio.Timeout):
+                with pytest.raises(TimeoutError):
+                    async with scope:
+                        await manager.aclose()
+            else:
+                with scope:
+                    await manager.aclose()
+            with pytest.raises(OutcomeUnknownError):
+                await call
+            await manager.aclose()
+            assert sockets() <= before + 1
+
+
+async def test_closing_ends_a_pause() -> None:
+    """A call between two sendings is told at once."""
+    async with SandboxProcess(Switches(feed_spacing=60)) as box:
+        manager = SessionManager(box.base_url)
+        shop = manager.session(box.tokens["shop_1"])
+        assert [row async for row in shop.transactions.since(0)] == []
+
+        async def read() -> None:
+            async for _ in shop.transactions.since(0):
+                pass
+
+        reading = asyncio.get_running_loop().create_task(read())
+        while (await box.gauge("shop_1")).served < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        await manager.aclose()
+        with pytest.raises(ClosedError):
+            async with asyncio.timeout(1):
+                await reading
+
+
+def test_closing_from_another_loop_closes_nothing() -> None:
+    """The owner's calls go on."""
+    with asyncio.Runner() as home:
+
+        async def begin() -> tuple[
+            SandboxProcess, SessionManager, asyncio.Task[object]
+        ]:
+            box = await SandboxProcess(Switches(latency=0.3)).__aenter__()
+            manager = SessionManager(box.base_url, accounts=box.tokens)
+            call = home.get_loop().create_task(
+                manager.session("operator").agents.info()
+            )
+            await asyncio.sleep(0.1)
+            return box, manager, call
+
+        async def end() -> None:
+            await call
+            await manager.aclose()
+            await box.__aexit__()
+
+        box, manager, call = home.run(begin())
+        for close in (manager.aclose, manager.session("operator").aclose):
+            with asyncio.Runner() as other, pytest.raises(UsageError, match="another"):
+                other.run(close())
+        home.run(end())

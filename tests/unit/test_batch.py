@@ -68,7 +68,7 @@ async def test_items_are_taken_only_as_results_are_fetched(*, ordered: bool) -> 
     for _ in range(100):
         await asyncio.sleep(0)
     assert taken <= 21
-    await results.aclose()  # type: ignore[attr-defined]  # a generator
+    await results.aclose()
 
 
 async def test_an_asynchronous_source_is_read_by_one_at_a_time() -> None:
@@ -130,7 +130,7 @@ async def test_closing_cancels_what_runs() -> None:
     results = run_many(call, range(100), window=5)
     await anext(results)
     await asyncio.sleep(0)
-    await results.aclose()  # type: ignore[attr-defined]  # a generator
+    await results.aclose()
     assert cancelled == 5
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
@@ -144,3 +144,51 @@ async def test_a_window_of_nothing_is_refused() -> None:
     """It could never end."""
     with pytest.raises(UsageError, match="window"):
         await anext(run_many(double, [1], window=0))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_call_that_others_cancelled_is_an_outcome(*, ordered: bool) -> None:
+    """Nobody asked this fan-out to end, so it goes on."""
+
+    async def call(number: int) -> int:
+        if number == 2:
+            inner = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+            inner.cancel()
+            await inner
+        return number
+
+    async with asyncio.timeout(5):
+        found = [o async for o in run_many(call, range(5), window=2, ordered=ordered)]
+    assert sorted(outcome.item for outcome in found) == list(range(5))
+    (error,) = [o.error for o in found if o.error is not None]
+    assert isinstance(error, asyncio.CancelledError)
+
+
+async def test_a_source_that_others_cancelled_ends_the_fan_out() -> None:
+    """With its error, after the outcomes before it."""
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    found: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(5):
+            async for outcome in run_many(double, source(), window=3):
+                found.append(outcome.item)  # noqa: PERF401 - kept although it raises
+    assert found == [1]
+
+
+async def test_cancelling_the_reader_ends_everything() -> None:
+    """The cancellation comes through, and no task stays."""
+
+    async def read() -> None:
+        async for _ in run_many(asyncio.sleep, [60.0] * 10, window=3):
+            pass
+
+    reader = asyncio.get_running_loop().create_task(read())
+    await asyncio.sleep(0.01)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -131,6 +131,14 @@ async def test_the_batch_lane_keeps_its_floor() -> None:
     assert await saturate(gate, 10, 100) == {"interactive": 7, "batch": 3}
 
 
+@pytest.mark.parametrize("limit", [2, 5, 10])
+async def test_a_floor_above_the_limit_leaves_one_permit(limit: int) -> None:
+    """The other lane is not starved by a default that was made for fifty."""
+    gate = LocalGate(limit=limit, batch_floor=10)
+    held = await saturate(gate, limit, 60)
+    assert held == {"interactive": 1, "batch": limit - 1}
+
+
 async def test_the_floor_scales_with_the_share() -> None:
     """At a fifth of the permits the batch lane keeps a fifth of its floor."""
     gate = LocalGate(limit=50, batch_floor=10)

@@ -97,6 +97,8 @@ def test_a_path_can_be_changed_alone() -> None:
         "https://api.example.com/v4/",
         "https://api.example.com:99999999",
         "https://api.example.com\n",
+        "https://a..example.com",
+        f"https://{'x' * 64}.example.com",
         "http://api.example.com",
         "http://localhost.example.com",
         None,

@@ -134,12 +134,17 @@ async def failure(foreign: Exception) -> AgentAPIError:
     return caught.value
 
 
-async def test_a_bug_is_not_an_outcome() -> None:
-    """What is neither of the network nor of aiohttp is not dressed up."""
-    with aioresponses() as mocked:
-        mocked.post(URL, exception=KeyError("bug"))
-        with pytest.raises(KeyError):
-            await send(transport())
+async def test_an_error_that_nobody_expects_is_no_way_out_for_the_token() -> None:
+    """Its frames would have it: ours names the class, and nobody knows the rest."""
+    error = await failure(KeyError(TOKEN))
+    assert type(error) is OutcomeUnknownError
+    assert "KeyError" in str(error)
+    assert TOKEN not in str(error)
+
+
+async def test_a_name_that_cannot_be_looked_up_was_not_reached() -> None:
+    """Python raises a UnicodeError for it."""
+    assert type(await failure(UnicodeError("label too long"))) is NotSentError
 
 
 async def test_an_answer_of_any_length_is_bounded() -> None:

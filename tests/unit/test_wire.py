@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aio_agentapi import AgentInfo, NewAgent, Role, Transaction, TransType
+from aio_agentapi import AgentInfo, NewAgent, Role, Secret, Transaction, TransType
 from aio_agentapi._types import Effect, Operation, exact
 from aio_agentapi._wire import CODES, wire
 from aio_agentapi.errors import (
@@ -28,6 +28,8 @@ from aio_agentapi.errors import (
     UsageError,
 )
 
+T = TypeVar("T")
+
 INFO = Operation(name="agents.info", effect="read", returns=AgentInfo)
 WIRE = wire("UTC")
 
@@ -42,11 +44,24 @@ def info(**members: object) -> dict[str, object]:
     return {"name": "x", "currency": 978, "balance": 1, **members}
 
 
+def plain(text: str) -> str:
+    """Blot out nothing."""
+    return text
+
+
+def read(operation: Operation[T], text: bytes, status: int = 200) -> T:
+    """Return the record in an answer."""
+    found = WIRE.decode(operation, status, text, plain)
+    assert not isinstance(found, AgentAPIError), found
+    return found
+
+
 def raises(operation: Operation[Any], text: bytes, status: int = 200) -> AgentAPIError:
     """Return the error that an answer becomes."""
-    with pytest.raises(AgentAPIError) as caught:
-        WIRE.decode(operation, status, text)
-    return caught.value
+    found = WIRE.decode(operation, status, text, plain)
+    assert isinstance(found, AgentAPIError)
+    assert found.__context__ is None
+    return found
 
 
 def test_members_that_are_none_are_left_out() -> None:
@@ -68,21 +83,21 @@ def test_money_is_exact_in_every_form(units: int) -> None:
     forms = [f"{amount:f}", f'"{amount:f}"', f"{amount:f}".rstrip("0").rstrip(".")]
     for form in forms:
         text = b'{"code":0,"data":{"name":"x","currency":1,"balance":%s}}'
-        found = WIRE.decode(INFO, 200, text % form.encode()).balance
+        found = read(INFO, text % form.encode()).balance
         assert amount == found
         assert isinstance(found, Decimal)
 
 
 def test_whole_amounts_are_decimals_too() -> None:
     """A number without a dot arrives as an int, and is a Decimal in the record."""
-    found = WIRE.decode(INFO, 200, answer(info(balance=7))).balance
+    found = read(INFO, answer(info(balance=7))).balance
     assert (Decimal, Decimal(7)) == (type(found), found)
 
 
 def test_codes_beyond_53_bits_survive() -> None:
     """Codes are 64-bit integers, and stay exact."""
     code = 2**63 - 1
-    assert code == WIRE.decode(INFO, 200, answer(info(agent_code=code))).agent_code
+    assert code == read(INFO, answer(info(agent_code=code))).agent_code
 
 
 def test_both_generations_give_equal_records() -> None:
@@ -91,18 +106,18 @@ def test_both_generations_give_equal_records() -> None:
     older = answer(
         info(win_ratio=95.50, currency="978", balance="1.0000"), message="OK"
     )
-    assert WIRE.decode(INFO, 200, newer) == WIRE.decode(INFO, 429, older)
+    assert read(INFO, newer) == read(INFO, older, 429)
 
 
 def test_a_null_does_not_hide_the_other_generations_member() -> None:
     """Either name of the ratio is found when the other is null."""
     text = answer(info(win_ratio=None, rtp=95))
-    assert Decimal(95) == WIRE.decode(INFO, 200, text).win_ratio
+    assert Decimal(95) == read(INFO, text).win_ratio
 
 
 def test_unknown_words_are_kept_in_records() -> None:
     """A new role does not break a client that has not heard of it."""
-    assert WIRE.decode(INFO, 200, answer(info(role="auditor"))).role == Role("auditor")
+    assert read(INFO, answer(info(role="auditor"))).role == Role("auditor")
 
 
 def test_a_new_agents_token_is_a_secret() -> None:
@@ -118,7 +133,7 @@ def test_a_new_agents_token_is_a_secret() -> None:
         created_at="2024-05-31T12:00:00.000Z",
         token="canary",
     )
-    new = WIRE.decode(create, 200, answer(members))
+    new = read(create, answer(members))
     assert (new.agent.agent_code, new.agent.whitelist) == (5, ("1.1.1.1",))
     assert new.token.reveal() == "canary"
     assert "canary" not in repr(new)
@@ -154,7 +169,9 @@ def test_every_form_of_a_time_is_the_same_moment(zone: str, written: str) -> Non
     feed = Operation(
         name="transactions.since", effect="read", returns=list[Transaction]
     )
-    (found,) = wire(zone).decode(feed, 200, answer([row]))
+    rows = wire(zone).decode(feed, 200, answer([row]), plain)
+    assert not isinstance(rows, AgentAPIError)
+    (found,) = rows
     assert datetime(2024, 5, 31, 12, tzinfo=UTC) == found.regdate
     assert found.regdate.utcoffset() in {
         timedelta(0),
@@ -291,3 +308,28 @@ def test_another_shape_is_named_by_its_path(
 def test_success_without_its_record_is_no_success(data: object) -> None:
     """The call was executed, perhaps; what came back cannot be used."""
     assert isinstance(raises(INFO, answer(data)), DecodeError)
+
+
+def test_what_a_service_echoes_is_blotted_out_before_it_is_cut() -> None:
+    """Half a token at the end of an excerpt is too much, and so is the other case."""
+    secret = Secret("11111111-2222-3333-4444-abcdefabcdef")
+    for length in range(150, 215):
+        echo = "x" * length + secret.reveal().upper()
+        for text in (
+            echo.encode(),
+            answer(None, 2005, echo),
+            answer([{"field": echo, "message": echo}], 1002),
+            answer({"client_ip": echo}, 1020),
+            answer(None, 1, echo),
+        ):
+            error = WIRE.decode(INFO, 502, text, secret.scrub)
+            assert isinstance(error, AgentAPIError)
+            told = f"{error} {error!r} {error.args}".lower()
+            assert "1111" not in told
+            assert "abcd" not in told
+
+
+def test_a_number_that_is_long_to_work_out() -> None:
+    """It is another shape, and does not stop the program."""
+    text = b'{"code":0,"data":{"name":"x","currency":1e999999,"balance":1}}'
+    assert isinstance(raises(INFO, text), DecodeError)
