@@ -16,7 +16,8 @@ from typing import Final
 import attrs
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from aio_agentapi import NewAgent, Session, SessionManager, run_many
 from aio_agentapi.cli._command import REFUSED, runs
@@ -166,12 +167,12 @@ class _Show:
     async def _progress(self, rows: int) -> AsyncGenerator[_Progress]:
         """Look at the gauge of the service while a plan runs."""
         console = Console(stderr=True)
+        # Narrow enough for a terminal of 80 columns.
         bar = Progress(
-            TextColumn("  "),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(10),
+            TextColumn("{task.completed:>6,}", table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]:>6,.0f} calls/s"),
-            TextColumn("in flight at the service {task.fields[gauge]}"),
+            TextColumn("in flight {task.fields[gauge]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -205,5 +206,7 @@ class _Progress:
     def look(self, gauge: Gauge) -> None:
         self.seen = max(self.seen, gauge.in_flight)
         total = gauge.in_flight + gauge.foreign
-        bars = "#" * gauge.in_flight + "x" * gauge.foreign + "." * max(0, 50 - total)
+        # One mark for two permits: ours, others', free.
+        ours, others, free = gauge.in_flight, gauge.foreign, max(0, 50 - total)
+        bars = "#" * (ours // 2) + "x" * (others // 2) + "." * (free // 2)
         self._bar.update(self._task, gauge=f"{gauge.in_flight:>2} {bars}")  # type: ignore[arg-type]  # as above
