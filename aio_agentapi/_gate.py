@@ -16,8 +16,8 @@ The semaphore is the account of the free permits and nothing else. Nobody waits 
 it: it has one line for everybody, and searches it when a waiter is cancelled. The
 lines here are ordered dictionaries of futures, two for each lane: calls that the
 service refused stand before those that were never sent. A permit that is released
-while somebody waits goes straight to him, so a newcomer cannot take it first:
-newcomers take a free permit only when nobody waits.
+while somebody waits goes straight to him, so a newcomer cannot take it first.
+While anybody waits, no permit is free: it is in use, or withheld.
 
 ``share`` is how many permits the service admits at present. A refusal sets it to
 the number still in flight; nobody is woken then, since what was refused once would
@@ -250,8 +250,9 @@ class LocalGate:
         """Wait for a permit; see :meth:`Gate.acquire`."""
         if self._closed:
             raise _closed()
-        if not self._waiting and not self._free.locked():
-            # Does not suspend: it is not locked.
+        if not self._free.locked():
+            # Nobody waits beside a free permit, so nobody is overtaken. Does not
+            # suspend: it is not locked.
             await self._free.acquire()
             self._admit(self._queue(lane))
             return

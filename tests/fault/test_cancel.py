@@ -299,3 +299,26 @@ async def test_an_echoed_token_is_in_no_report() -> None:
                     await manager.session(TOKEN).agents.info()
                 assert TOKEN not in told(caught.value).lower()
                 assert "11111111" not in told(caught.value)
+
+
+async def test_a_cancelled_call_shows_no_frame_of_aiohttp(box: Sandbox) -> None:
+    """They hold the headers: the caller's own traceback is without them."""
+    box.switches = Switches(latency=0.2)
+    async with connect(box) as session:
+        call = asyncio.get_running_loop().create_task(session.agents.info())
+        while not box.gauge("operator").in_flight:
+            await asyncio.sleep(0)
+        call.cancel("mine")
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await call
+        assert caught.value.args == ("mine",)
+        report = told(caught.value)
+        assert "_transport.py" in report
+        assert "aiohttp/" not in report
+        assert box.token("operator") not in report
+        try:
+            async with asyncio.timeout(0.05):
+                await session.agents.info()
+        except TimeoutError as error:
+            assert "aiohttp/" not in told(error)
+        whole(session, 50)

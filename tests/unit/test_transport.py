@@ -127,8 +127,10 @@ async def failure(foreign: Exception) -> AgentAPIError:
     """Return what a foreign error becomes, free of it."""
     with aioresponses() as mocked:
         mocked.post(URL, exception=foreign)
+        sender = transport()
         with pytest.raises(AgentAPIError) as caught:
-            await send(transport())
+            await send(sender)
+    assert not sender._without
     assert caught.value.__context__ is None
     assert caught.value.__cause__ is None
     return caught.value
