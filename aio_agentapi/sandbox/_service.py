@@ -124,8 +124,9 @@ class Service:
         if (peer := request.get_extra_info("peername")) not in self._peers:
             self._peers.add(peer)
             gauge.connections += 1
-        fault = self.faults.take(path)
         full = gauge.in_flight + gauge.foreign >= self.endpoints.switches.limit
+        # A call that is refused anyway uses no fault up.
+        fault = None if full else self.faults.take(path)
         if full or (fault is not None and fault.kind == "busy"):
             gauge.busy += 1
             return self._refuse(RefusedCall(BUSY))
