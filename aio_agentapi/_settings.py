@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from ssl import SSLContext
 from types import MappingProxyType
@@ -35,6 +36,8 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
         "transactions.since": "game/transaction-id",
     }
 )
+
+_PATH: Final = re.compile(r"[!-.0-~][!-~]*")
 
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -72,6 +75,18 @@ def _whole(*, least: int, none: bool = False) -> _Check:
     return check
 
 
+def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if not (value is None or (isinstance(value, str) and value)):
+        msg = f"{field.name}: a text, or None, not {value!r}"
+        raise UsageError(msg)
+
+
+def _flag(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        msg = f"{field.name}: True or False, not {value!r}"
+        raise UsageError(msg)
+
+
 def _known_lane(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value not in {"interactive", "batch"}:
         msg = f"{field.name}: 'interactive' or 'batch', not {value!r}"
@@ -90,11 +105,14 @@ def _all_paths(changed: Mapping[str, str]) -> Mapping[str, str]:
     """Put the paths that a deployment names differently over the usual ones."""
     if changed is PATHS:
         return PATHS
+    if not isinstance(changed, Mapping):
+        msg = f"paths: operations with their paths, not {changed!r}"
+        raise UsageError(msg)
     for operation, path in changed.items():
         if operation not in PATHS:
             msg = f"paths: there is no operation {operation!r}"
             raise UsageError(msg)
-        if not path or path.startswith("/") or not path.isascii() or " " in path:
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
             msg = f"paths: {operation!r} needs a path relative to /v4/, not {path!r}"
             raise UsageError(msg)
     return MappingProxyType({**PATHS, **changed})
@@ -155,9 +173,9 @@ class Settings:
     )
     # As aiohttp takes them. A fixed local address matters on a machine with
     # several, where the account's list of allowed addresses has one of them.
-    proxy: str | None = None
+    proxy: str | None = attrs.field(default=None, validator=_text)
     ssl: SSLContext | bool | None = None
-    local_address: str | None = None
+    local_address: str | None = attrs.field(default=None, validator=_text)
     # The zone of times that come without one.
     zone: str = attrs.field(default="UTC", validator=_known_zone)
     # Operation to path, where a deployment names one differently.
@@ -165,7 +183,7 @@ class Settings:
         default=PATHS, converter=_all_paths, repr=False
     )
     # The token travels readable over plain HTTP: loopback only, unless allowed.
-    allow_plain_http: bool = False
+    allow_plain_http: bool = attrs.field(default=False, validator=_flag)
     # Bytes of one answer: the largest known list is some MiB.
     max_answer: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(least=1))
 

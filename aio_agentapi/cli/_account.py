@@ -61,7 +61,7 @@ def _read(config: Path | None) -> dict[str, Any]:
             return {}
         msg = f"{path}: there is no such file"
         raise UsageError(msg) from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         msg = f"{path}: {error}"
         raise UsageError(msg) from None
 

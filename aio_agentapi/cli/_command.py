@@ -6,8 +6,8 @@ import asyncio
 import functools
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, ParamSpec
 
@@ -38,8 +38,8 @@ INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused, or some rows of a plan were; 2 wrong use or"
-    " input, nothing was sent; 3 not reached or not allowed; 4 the outcome of"
-    " something is unknown; 130 interrupted."
+    " input, nothing was done; 3 not reached, not allowed, or a plan was stopped;"
+    " 4 the outcome of something is unknown; 130 interrupted."
 )
 
 # The first that fits; what is left is a plain refusal.
@@ -84,25 +84,69 @@ async def open_session(context: click.Context) -> AsyncGenerator[Session]:
         yield manager.session(place.token)
 
 
-def runs(
-    command: Callable[P, Coroutine[Any, Any, int | None]],
-) -> Callable[P, None]:
-    """Run a coroutine function as a command, and end with its exit code."""
+def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Run a function as a command: errors in a line, and its exit code at the end."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = asyncio.run(command(*args, **kwargs))
+            code = command(*args, **kwargs) or DONE
         except AgentAPIError as error:
             click.echo(f"agentapi: {error}", err=True)
-            sys.exit(exit_code(error))
+            if error.reference is not None and error.happened == "maybe":
+                tell_reference(error.reference)
+            code = exit_code(error)
         except BrokenPipeError:
-            # Whoever read our output has had enough; say nothing more there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(DONE)
-        except KeyboardInterrupt:
+            # Whoever read our output has had enough.
+            _mute()
+            code = DONE
+        except OSError as error:
+            _mute()
+            click.echo(f"agentapi: {error.strerror or error}", err=True)
+            code = WRONG
+        except (KeyboardInterrupt, asyncio.CancelledError):
             click.echo("agentapi: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-        sys.exit(code or DONE)
+            code = INTERRUPTED
+        sys.exit(code)
 
     return wrapped
+
+
+def runs(
+    command: Callable[P, Coroutine[Any, Any, int | None]],
+) -> Callable[P, None]:
+    """Run a coroutine function as a command; see :func:`guarded`."""
+
+    @guarded
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int | None:
+        return asyncio.run(command(*args, **kwargs))
+
+    return wrapped
+
+
+def tell_reference(reference: str) -> None:
+    """Say how a move whose outcome is unknown is safe to repeat."""
+    click.echo(
+        f"agentapi: the same command with --reference {reference} moves it once,"
+        " whether it has happened or not",
+        err=True,
+    )
+
+
+@contextmanager
+def last_words() -> Generator[None]:
+    """Write what is left to say: what was done is done, whether that works or not."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _mute()
+        if not isinstance(error, BrokenPipeError):
+            reason = f"agentapi: the output cannot be written: {error.strerror}"
+            click.echo(reason, err=True)
+
+
+def _mute() -> None:
+    # Python flushes standard output once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -44,9 +44,14 @@ _COLUMNS: Final = (
     "reason",
 )
 
-# Rows between two flushes: what a crash may leave out of the file. The rows have
+# Seconds between two flushes: what a crash may leave out of the file. The rows have
 # moved all the same, and their references say so to the service.
-_FLUSH: Final = 100
+_FLUSH: Final = 0.2
+
+# Rows in a row that did not reach the service, after which it is taken for gone.
+_GONE: Final = 100
+
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
@@ -57,31 +62,47 @@ class Results:
 
     path: Path
     _file: TextIO = attrs.field(alias="file")
-    _rows: int = attrs.field(init=False, default=0)
+    _flushed: float = attrs.field(init=False, default=0.0)
     _csv: Any = attrs.field(init=False, default=None)
 
-    @classmethod
-    def create(cls, path: Path) -> Results:
+    @staticmethod
+    def check(path: Path) -> None:
         """
-        Make a new file.
+        Tell that the file is not there yet.
+
+        Raises:
+            UsageError: It is.
+        """
+        if path.exists():
+            msg = (
+                f"{path}: exists and tells of an earlier run, which may have moved"
+                f" points. To go on with that, give the name in {_run_file(path)} as"
+                " --resume, and other --results; else move it away"
+            )
+            raise UsageError(msg)
+
+    @classmethod
+    def create(cls, path: Path, run: str) -> Results:
+        """
+        Make a new file, and beside it one that names the run, for good.
 
         Raises:
             UsageError: It exists already, or cannot be written.
         """
+        cls.check(path)
         try:
+            # On disk before anything is sent: it makes a second try harmless.
+            with _run_file(path).open("w", encoding="utf-8") as name:
+                name.write(run + "\n")
+                name.flush()
+                os.fsync(name.fileno())
             file = path.open("x", encoding="utf-8", newline="")
-        except FileExistsError:
-            msg = (
-                f"{path}: exists and tells of an earlier run, which may have moved"
-                " points; read it, and then move it away or name another (--results)"
-            )
-            raise UsageError(msg) from None
         except OSError as error:
             msg = f"{path}: {error.strerror}"
             raise UsageError(msg) from None
         results = cls(path, file)
         if path.suffix not in {".jsonl", ".ndjson"}:
-            results._csv = csv.DictWriter(file, _COLUMNS)
+            results._csv = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
             results._csv.writeheader()
         file.flush()
         return results
@@ -103,9 +124,10 @@ class Results:
             self._csv.writerow({**row, "amount": f"{row['amount']:f}"})
         else:
             self._file.write(_ENCODER.encode(row).decode() + "\n")
-        self._rows += 1
-        if self._rows % _FLUSH == 0:
+        now = time.monotonic()
+        if now - self._flushed > _FLUSH:
             self._file.flush()
+            self._flushed = now
 
     def close(self) -> None:
         """Put everything on disk."""
@@ -152,7 +174,8 @@ class Summary:
         """Return it for programs."""
         return {
             "run": self.run,
-            "results": str(self.results),
+            # A name that is no UTF-8 has no JSON form.
+            "results": os.fsencode(self.results).decode("utf-8", "replace"),
             **{end: self.ends[end] for end in ("moved", "refused")},
             **{end: self.ends[end] for end in ("not_sent", "unknown")},
             "total": self.total,
@@ -164,24 +187,37 @@ class Summary:
         }
 
 
+def _run_file(results: Path) -> Path:
+    return results.with_name(results.name + ".run")
+
+
 @attrs.define(eq=False)
 class _Stop:
     """Whether the plan is read on."""
 
     reason: str | None = None
     interrupted: bool = False
+    _missed: int = attrs.field(init=False, default=0)
 
-    def interrupt(self) -> None:
+    def interrupt(self, task: asyncio.Task[object] | None) -> None:
+        """Read no more; the second time, give up what is under way as well."""
+        if self.interrupted and task is not None:
+            task.cancel()
         self.interrupted = True
 
+    def note(self, done: Distributed, end: End) -> None:
+        """Stop where the rows behind have no chance."""
+        if isinstance(done.error, CredentialError | UnsupportedError):
+            self.reason = str(done.error)
+        self._missed = self._missed + 1 if end == "not_sent" else 0
+        if self._missed >= _GONE:
+            self.reason = f"{_GONE} rows in a row were not sent: {done.error}"
+
     def through(self, rows: Iterator[PlanRow]) -> Iterator[PlanRow]:
-        try:
-            for row in rows:
-                if self.reason or self.interrupted:
-                    return
-                yield row
-        except UsageError as error:
-            self.reason = str(error)
+        for row in rows:
+            if self.reason or self.interrupted:
+                return
+            yield row
 
 
 async def distribute(
@@ -194,8 +230,9 @@ async def distribute(
     """
     Carry out a plan that has been checked.
 
-    An interrupt (Ctrl-C) stops the reading of the plan; the rows that are under way
-    end, and are in the results. So does a refusal of the token itself.
+    An interrupt (Ctrl-C, SIGTERM, SIGHUP) stops the reading of the plan; the rows
+    that are under way end, and are in the results. A second one gives them up. A
+    refusal of the token, and a service that is gone, stop it as well.
 
     Args:
         session: Whose points are moved.
@@ -216,7 +253,9 @@ async def distribute(
     before = session.gate.statistics().busy_answers
     began = time.monotonic()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
+    task = asyncio.current_task()
+    for number in _INTERRUPTS:
+        loop.add_signal_handler(number, stop.interrupt, task)
     try:
         async for done in session.points.distribute(stop.through(rows), run=run):
             end = _end(done)
@@ -224,17 +263,17 @@ async def distribute(
                 results.add(done, end)
             except OSError as error:
                 # The rows under way end all the same, and are counted.
-                stop.reason = f"{results.path}: {error.strerror}"
+                stop.reason = f"{results.path}: {error.strerror}; it is not complete"
             summary.ends[end] += 1
             if done.move is not None:
                 summary.total += done.move.amount
-            if isinstance(done.error, CredentialError | UnsupportedError):
-                stop.reason = str(done.error)
+            stop.note(done, end)
             summary.seconds = time.monotonic() - began
             summary.busy = session.gate.statistics().busy_answers - before
             tell(summary)
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for number in _INTERRUPTS:
+            loop.remove_signal_handler(number)
         try:
             results.close()
         except OSError as error:

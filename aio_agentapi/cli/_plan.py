@@ -7,21 +7,20 @@ with it: references that must not stand twice are remembered in a temporary file
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
-import os
+import json
 import re
 import shutil
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Self, TextIO, TypeAlias, cast
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 import attrs
-import msgspec
 
 from aio_agentapi import PlanRow
 from aio_agentapi._types import exact
@@ -41,7 +40,7 @@ _LONGEST: Final = 65536
 # Of what is wrong; more would hide the summary.
 _LISTED: Final = 1000
 
-_DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
+_SHORT: Final = 100
 
 
 class PlanError(UsageError):
@@ -72,23 +71,25 @@ class Checked:
 @attrs.define(eq=False)
 class PlanFile:
     """
-    A plan, open for reading as often as needed.
+    A plan, copied when it is opened: what was checked is what is carried out.
 
     Args:
         name: What it is called in messages.
 
         form: CSV or JSON Lines.
+
+        digest: A short name of its content.
     """
 
     name: str
     form: Form
-    _file: TextIO = attrs.field(alias="file")
-    _seen: tuple[int, int] | None = attrs.field(init=False, default=None)
+    digest: str
+    _file: io.TextIOWrapper = attrs.field(alias="file")
 
     @classmethod
     def open(cls, path: str, form: Form | None) -> Self:
         """
-        Open a plan; ``-`` is standard input, kept in a temporary file.
+        Copy a plan to a temporary file, and open that; ``-`` is standard input.
 
         Args:
             path: A file, or ``-``.
@@ -96,23 +97,32 @@ class PlanFile:
             form: None: by the ending of the file's name, CSV for standard input.
 
         Raises:
-            UsageError: It cannot be read.
+            UsageError: It cannot be read, or not copied.
         """
         if form is None:
             form = "jsonl" if path.endswith((".jsonl", ".ndjson")) else "csv"
+        name = "standard input" if path == "-" else path
         try:
-            if path == "-":
-                spool = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - closed by close
-                shutil.copyfileobj(sys.stdin.buffer, spool)
-                spool.seek(0)
-                return cls("standard input", form, _text(spool))
-            return cls(path, form, _text(Path(path).open("rb")))
+            with contextlib.ExitStack() as stack:
+                copy = stack.enter_context(tempfile.TemporaryFile())
+                source = 0 if path == "-" else path
+                with open(source, "rb", closefd=path != "-") as file:
+                    shutil.copyfileobj(file, copy)
+                copy.seek(0)
+                digest = hashlib.file_digest(copy, "sha256").hexdigest()[:12]
+                stack.pop_all()
         except OSError as error:
-            msg = f"{path}: {error.strerror}"
+            msg = f"{name}: {error.strerror}"
             raise UsageError(msg) from None
+        # A byte that is no UTF-8 becomes part of a field, and the row is refused
+        # with its line number; an error of the decoder would tell neither.
+        text = io.TextIOWrapper(
+            copy, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
+        return cls(name, form, digest, text)
 
     def close(self) -> None:
-        """Close the file."""
+        """Forget the copy."""
         self._file.close()
 
     def check(self) -> Checked:
@@ -120,45 +130,37 @@ class PlanFile:
         Read the whole plan once and tell what is in it.
 
         Raises:
-            PlanError: The header is wrong.
+            PlanError: The header is wrong, or a line too long.
+
+            UsageError: There is no room for temporary files.
         """
-        self._seen = self._stamp()
         references = _References()
         wrong: list[tuple[int, str]] = []
         rows = wrong_rows = 0
         total = Decimal(0)
-        for line, row in self._read():
-            if isinstance(row, PlanRow):
-                row = references.unique(line, row)  # noqa: PLW2901 - sound or not
-            if isinstance(row, PlanRow):
-                rows += 1
-                total += exact(row.amount)
-                continue
-            wrong_rows += 1
-            if len(wrong) < _LISTED:
-                wrong.append((line, row))
-        references.close()
+        try:
+            for line, row in self._read():
+                if isinstance(row, PlanRow):
+                    row = references.unique(line, row)  # noqa: PLW2901 - sound or not
+                if isinstance(row, PlanRow):
+                    rows += 1
+                    total += exact(row.amount)
+                    continue
+                wrong_rows += 1
+                if len(wrong) < _LISTED:
+                    wrong.append((line, row))
+        except sqlite3.Error as error:
+            msg = f"{self.name}: its references cannot be compared: {error}"
+            raise UsageError(msg) from None
+        finally:
+            references.close()
         return Checked(rows, total, tuple(wrong), wrong_rows)
 
     def rows(self) -> Iterator[PlanRow]:
-        """
-        Read the rows of a plan that was checked.
-
-        Raises:
-            PlanError: The file has changed since.
-        """
-        if self._seen != self._stamp():
-            msg = f"{self.name}: changed while it was read"
-            raise PlanError(msg)
-        for line, row in self._read():
-            if not isinstance(row, PlanRow):
-                msg = f"{self.name}: changed while it was read: line {line}: {row}"
-                raise PlanError(msg)
-            yield row
-
-    def _stamp(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+        """Read the rows of a plan that was checked and found sound."""
+        for _, row in self._read():
+            if isinstance(row, PlanRow):
+                yield row
 
     def _read(self) -> Iterator[tuple[int, PlanRow | str]]:
         self._file.seek(0)
@@ -166,15 +168,7 @@ class PlanFile:
         return _csv(lines, self.name) if self.form == "csv" else _jsonl(lines)
 
 
-def _text(file: BinaryIO) -> TextIO:
-    # A byte that is no UTF-8 becomes part of a field, and the row is refused with
-    # its line number; an error of the decoder would tell neither.
-    return io.TextIOWrapper(
-        file, encoding="utf-8-sig", errors="surrogateescape", newline=""
-    )
-
-
-def _lines(file: TextIO, name: str) -> Iterator[str]:
+def _lines(file: io.TextIOWrapper, name: str) -> Iterator[str]:
     """Read line by line; a file without line ends must not fill the memory."""
     number = 0
     while text := file.readline(_LONGEST):
@@ -217,7 +211,7 @@ def _header(reader: Any, name: str) -> list[str]:  # noqa: ANN401 - csv has no n
         unknown = sorted(set(header) - _KNOWN)
         if not unknown:
             return header
-        msg = f"{name}: unknown columns in the header: {', '.join(unknown)}"
+        msg = f"{name}: unknown columns in the header: {unknown!r}"
         raise PlanError(msg)
     msg = (
         f"{name}: the first line names the columns, separated by commas:"
@@ -231,18 +225,32 @@ def _jsonl(lines: Iterator[str]) -> Iterator[tuple[int, PlanRow | str]]:
         if not text.strip():
             continue
         try:
-            values = _DECODER.decode(text.encode("utf-8", "surrogateescape"))
+            members = json.loads(
+                text, parse_float=Decimal, object_pairs_hook=_once, parse_constant=_once
+            )
         except (ValueError, ArithmeticError, RecursionError) as error:
             yield line, f"no JSON: {error}"
             continue
-        if not isinstance(values, dict):
+        if not isinstance(members, dict):
             yield line, "no JSON object"
             continue
-        members = cast("dict[str, Any]", values)
-        if unknown := sorted(members.keys() - _KNOWN):
-            yield line, f"unknown members: {', '.join(unknown)[:80]}"
+        values = cast("dict[str, Any]", members)
+        if unknown := sorted(values.keys() - _KNOWN):
+            yield line, f"unknown members: {unknown!r}"[:_SHORT]
         else:
-            yield line, _row(line, members)
+            yield line, _row(line, values)
+
+
+def _once(pairs: list[tuple[str, Any]] | str) -> dict[str, Any]:
+    """Make an object whose members stand in it once; refuse NaN and its like."""
+    if isinstance(pairs, str):
+        msg = f"{pairs} is no number"
+        raise ValueError(msg)  # noqa: TRY004 - what json raises as well
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        msg = "a member stands twice"
+        raise ValueError(msg)
+    return members
 
 
 def _row(line: int, values: dict[str, Any]) -> PlanRow | str:
@@ -256,10 +264,10 @@ def _row(line: int, values: dict[str, Any]) -> PlanRow | str:
         amount = exact(values.get("amount", ""))
     except AmountError as error:
         return str(error)
-    reference = values.get("reference") or None
-    if reference is not None and not (
-        isinstance(reference, str) and _REFERENCE.fullmatch(reference)
-    ):
+    reference = values.get("reference")
+    if reference is None or reference == "":
+        reference = None
+    elif not (isinstance(reference, str) and _REFERENCE.fullmatch(reference)):
         return "a reference is 1 to 64 visible ASCII characters"
     return PlanRow(code, amount, reference, line)
 

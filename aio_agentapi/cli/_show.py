@@ -108,7 +108,13 @@ def _label(node: AgentNode) -> str:
     return f"{agent.name}{code} {agent.role or ''} {money(agent.balance)}{state}"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the program with a code of its own.
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Return a console on standard output that cuts nothing when it is piped."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=500)
+    plain = _Console()
+    return plain if plain.is_terminal else _Console(width=500)

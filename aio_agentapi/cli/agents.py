@@ -10,7 +10,7 @@ import click
 
 from aio_agentapi import Secret
 from aio_agentapi.cli import _show
-from aio_agentapi.cli._command import open_session, runs
+from aio_agentapi.cli._command import last_words, open_session, runs
 
 _COLUMNS = ("agent_code", "name", "role", "parent_code", "balance", "state")
 
@@ -111,15 +111,15 @@ async def create(
         if token_file is not None and kept is not None:
             _drop_file(token_file, kept)
         raise
-    if kept is not None:
-        with os.fdopen(kept, "w") as file:
-            file.write(new.token.reveal() + "\n")
-    shown: Secret | str = new.token if kept is None else f"in {token_file}"
-    if as_json:
-        _show.line({"agent": new.agent, "token": shown if kept is None else None})
-    else:
-        pairs = [(column, getattr(new.agent, column)) for column in _COLUMNS]
-        _show.facts([*pairs, ("token", shown)])
+    written = kept is not None and _write(kept, new.token)
+    with last_words():
+        if as_json:
+            shown = None if written else new.token
+            _show.line({"agent": new.agent, "token": shown})
+        else:
+            pairs = [(column, getattr(new.agent, column)) for column in _COLUMNS]
+            place = f"in {token_file}" if written else new.token
+            _show.facts([*pairs, ("token", place)])
 
 
 @agents.command()
@@ -149,6 +149,17 @@ def _tell(agent: object, *, as_json: bool) -> None:
         _show.line(agent)
     else:
         _show.facts([(column, getattr(agent, column)) for column in _COLUMNS])
+
+
+def _write(kept: int, token: Secret) -> bool:
+    """Write a token to its file; where that fails it is shown: it is told only once."""
+    try:
+        with os.fdopen(kept, "w") as file:
+            file.write(token.reveal() + "\n")
+    except OSError as error:
+        click.echo(f"agentapi: --token-file: {error.strerror}", err=True)
+        return False
+    return True
 
 
 def _new_file(path: Path) -> int:

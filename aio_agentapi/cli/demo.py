@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import math
 import random
 import tempfile
 import time
@@ -60,7 +61,7 @@ async def demo(agents: int, rows: int, latency: float) -> int:
     An operator with many agents distributes points by a plan; then somebody else
     takes 20 of the token's 50 permits, and a second plan runs all the same.
     """
-    if agents < 1 or rows < 1 or latency < 0:
+    if agents < 1 or rows < 1 or not 0 <= latency < math.inf:
         msg = "--agents and --rows are at least 1, and --latency at least 0"
         raise UsageError(msg)
     check = _Check()
@@ -142,7 +143,7 @@ class _Show:
                 writer.writerow((code, amount))
         plan = PlanFile.open(str(path), None)
         plan.check()
-        results = Results.create(path.with_suffix(".results.csv"))
+        results = Results.create(path.with_suffix(".results.csv"), name)
         async with self._progress(rows) as state:
             summary = await distribute(
                 self._session, plan.rows(), results, name, state.tell

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import secrets
-import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,14 @@ from rich.progress import (
 
 from aio_agentapi import PointMove
 from aio_agentapi.cli import _show
-from aio_agentapi.cli._command import WRONG, open_session, runs
+from aio_agentapi.cli._command import (
+    WRONG,
+    guarded,
+    last_words,
+    open_session,
+    runs,
+    tell_reference,
+)
 from aio_agentapi.cli._distribute import Results, Summary, distribute
 from aio_agentapi.cli._plan import Checked, Form, PlanFile
 from aio_agentapi.cli.agents import as_json_option
@@ -72,8 +80,9 @@ async def transfer(
 ) -> None:
     """Move points from you to one of your children."""
     async with open_session(context) as session:
-        move = await session.points.transfer(agent_code, amount, reference=reference)
-    _tell(move, as_json=as_json)
+        await _move(
+            session.points.transfer, agent_code, amount, reference, as_json=as_json
+        )
 
 
 @points.command()
@@ -92,8 +101,9 @@ async def reclaim(
 ) -> None:
     """Move points from one of your children back to you."""
     async with open_session(context) as session:
-        move = await session.points.reclaim(agent_code, amount, reference=reference)
-    _tell(move, as_json=as_json)
+        await _move(
+            session.points.reclaim, agent_code, amount, reference, as_json=as_json
+        )
 
 
 @points.command()
@@ -121,19 +131,19 @@ async def history(context: click.Context, after: int, as_json: bool) -> None:
     help="Of the plan; by the ending of its name.",
 )
 @click.option(
-    "--run",
-    metavar="NAME",
-    help="Go on with the run of that name: what has moved moves only once.",
+    "--resume",
+    metavar="RUN",
+    help="Go on with a run of this plan: what has moved moves only once.",
 )
 @as_json_option
 @click.pass_context
-@runs
-async def distribute_(
+@guarded
+def distribute_(
     context: click.Context,
     plan: str,
     results: Path | None,
     form: Form | None,
-    run: str | None,
+    resume: str | None,
     as_json: bool,
 ) -> int:
     """
@@ -147,29 +157,51 @@ async def distribute_(
     if plan == "-" and results is None:
         msg = "a plan from standard input needs --results"
         raise UsageError(msg)
+    # Before there is an event loop: reading a long plan can be interrupted.
     file = PlanFile.open(plan, form)
     try:
+        target = results or Path(f"{plan}.results.{file.form}")
+        Results.check(target)
         checked = file.check()
         if checked.wrong_rows:
             _tell_wrong(file.name, checked)
             return WRONG
-        target = results or Path(f"{plan}.results.{file.form}")
-        run = run or secrets.token_hex(8)
-        async with open_session(context) as session:
-            # Before the results are made: whatever is wrong with the account or
-            # the service is said once, not on every row.
-            await session.agents.info()
-            with bar(checked.rows) as tell:
-                summary = await distribute(
-                    session, file.rows(), Results.create(target), run, tell
-                )
+        run = _run_name(file.digest, resume)
+        summary = asyncio.run(_distribute(context, file, checked, target, run))
     finally:
         file.close()
-    if as_json:
-        _show.line(summary.as_dict())
-    else:
-        click.echo("\n".join(summary_lines(summary)))
+    with last_words():
+        if as_json:
+            _show.line(summary.as_dict())
+        else:
+            click.echo("\n".join(summary_lines(summary)))
     return summary.code
+
+
+def _run_name(digest: str, resume: str | None) -> str:
+    """Name a run after its plan, so that it is not resumed with another one."""
+    if resume is None:
+        return f"{secrets.token_hex(8)}-{digest}"
+    if not re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{12}", resume):
+        msg = "--resume: the name of a run, as it was told when it began"
+        raise UsageError(msg)
+    if not resume.endswith(digest):
+        msg = "--resume: that run was of another plan; give the same one, unchanged"
+        raise UsageError(msg)
+    return resume
+
+
+async def _distribute(
+    context: click.Context, file: PlanFile, checked: Checked, target: Path, run: str
+) -> Summary:
+    async with open_session(context) as session:
+        # Before the results are made: whatever is wrong with the account or the
+        # service is said once, not on every row.
+        await session.agents.info()
+        results = Results.create(target, run)
+        click.echo(f"agentapi: run {run}", err=True)
+        with bar(checked.rows) as tell:
+            return await distribute(session, file.rows(), results, run, tell)
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
@@ -192,8 +224,8 @@ def summary_lines(summary: Summary) -> Iterator[str]:
         yield "interrupted, the rows behind were not sent"
     if summary.stopped or summary.interrupted or ends["not_sent"] or ends["unknown"]:
         yield (
-            f"The same plan with --run {summary.run} and other --results goes on:"
-            " what has moved moves only once."
+            f"The same plan with --resume {summary.run} and other --results goes"
+            " on: what has moved moves only once."
         )
 
 
@@ -232,9 +264,23 @@ def _tell_wrong(name: str, checked: Checked) -> None:
     )
 
 
-def _tell(move: PointMove, *, as_json: bool) -> None:
-    if as_json:
-        _show.line(move)
-    else:
-        _show.facts([(column, getattr(move, column)) for column in _COLUMNS])
-    sys.stdout.flush()
+async def _move(
+    call: Callable[..., Awaitable[PointMove]],
+    agent_code: int,
+    amount: str,
+    reference: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    # Made here, so that it can be told whatever happens.
+    reference = secrets.token_hex(16) if reference is None else reference
+    try:
+        move = await call(agent_code, amount, reference=reference)
+    except asyncio.CancelledError:
+        tell_reference(reference)
+        raise
+    with last_words():
+        if as_json:
+            _show.line(move)
+        else:
+            _show.facts([(column, getattr(move, column)) for column in _COLUMNS])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
+import sqlite3
 from pathlib import Path
 
 import click
@@ -14,7 +16,13 @@ from aio_agentapi.sandbox import Sandbox, Switches
 
 
 @click.command()
-@click.option("--port", default=0, show_default="a free one", help="Port of 127.0.0.1.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default="a free one",
+    help="Port of 127.0.0.1.",
+)
 @click.option("--limit", default=50, show_default=True, help="Calls at once.")
 @click.option(
     "--latency", default=0.0, show_default=True, help="Seconds that a call takes."
@@ -30,7 +38,7 @@ async def sandbox(port: int, limit: int, latency: float, db: Path | None) -> Non
     It answers on this machine only, until it is interrupted. The tokens that it
     prints are its own, and worth nothing elsewhere.
     """
-    if limit < 1 or latency < 0:
+    if limit < 1 or not 0 <= latency < math.inf:
         msg = "--limit is at least 1, and --latency at least 0"
         raise UsageError(msg)
     stop = asyncio.Event()
@@ -40,7 +48,7 @@ async def sandbox(port: int, limit: int, latency: float, db: Path | None) -> Non
     try:
         box = Sandbox(Switches(limit=limit, latency=latency), db=db, port=port)
         await box.__aenter__()
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         msg = f"the stand-in cannot start: {error}"
         raise UsageError(msg) from None
     try:

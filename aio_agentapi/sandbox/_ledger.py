@@ -162,7 +162,8 @@ class Ledger:
     def __attrs_post_init__(self) -> None:
         if self._db is not None:
             # The tokens are in it.
-            self._db.touch(mode=0o600)
+            self._db.touch()
+            self._db.chmod(0o600)
         # One connection, used by one event loop; statements are explicit.
         self._sql = sqlite3.connect(
             self._db or ":memory:", isolation_level=None, check_same_thread=False
@@ -227,7 +228,7 @@ class Ledger:
         """Create an account below the caller."""
         if caller.role == "agent":
             raise RefusedCall(FORBIDDEN)
-        parent = self.below(caller, parent_code or caller.code)
+        parent = self.below(caller, caller.code if parent_code is None else parent_code)
         if parent.role == "agent":
             raise RefusedCall(FORBIDDEN)
         if role not in {"operator", "agent"}:

@@ -13,7 +13,6 @@ from aio_agentapi.sandbox._ledger import VALIDATION, RefusedCall
 Body: TypeAlias = dict[str, Any]
 Check: TypeAlias = Callable[[object], object]
 
-_UNIT: Final = Decimal(10000)
 _PAGE: Final = 2000
 _INT64: Final = 2**63
 
@@ -104,7 +103,12 @@ def amount(value: object) -> int:
     # The size first: 1e999999999 is short to write and long to work out.
     if not 0 < value <= 10**15:
         raise ValueError(msg)
-    scaled = value * _UNIT
-    if scaled != int(scaled):
+    # Digit by digit: a product would be rounded to the digits of the context.
+    _, digits, exponent = Decimal(value).as_tuple()
+    number = "".join(map(str, digits))
+    shift = int(exponent) + 4
+    if shift < 0 and set(number[shift:]) <= {"0"} and len(number) >= -shift:
+        return int(number[:shift] or 0)
+    if shift < 0:
         raise ValueError(msg)
-    return int(scaled)
+    return int(number + "0" * shift)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final
@@ -47,6 +48,7 @@ _NO_TOKEN: Final = 1007
 _BAD_TOKEN: Final = 1009
 _FORBIDDEN: Final = 1010
 _BAD_IP: Final = 1020
+_BROKEN: Final = 1001
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -193,6 +195,9 @@ class Service:
             response = self._reply(0, answer)
         except RefusedCall as refusal:
             response = self._refuse(refusal)
+        except sqlite3.Error:
+            # No room for the books, say: nothing was done.
+            response = self._refuse(RefusedCall(_BROKEN))
         if kind == "drop_after":
             _hang_up(request)
         if kind == "cut_json" and isinstance(response.body, bytes):

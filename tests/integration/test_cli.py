@@ -292,7 +292,7 @@ async def test_the_main_job(tmp_path: Path) -> None:
         plan = tmp_path / "plan.csv"
         plan.write_text(HEAD + "".join(f"{code},{amount}\n" for code, amount in rows))
         ran = await run(service, "points", "distribute", plan, "--json")
-        assert (ran.code, ran.err) == (1, "")
+        assert (ran.code, len(ran.err.splitlines())) == (1, 1)
         gauge = await service.gauge("operator")
         after = await session.points.balance()
         balances = {a.agent_code: a.balance async for a in session.agents.list()}
@@ -346,12 +346,11 @@ async def test_the_same_plan_again_is_not_run_by_mistake(
         ran = await run(service, "points", "distribute", plan)
         assert (ran.code, "earlier run" in ran.err) == (2, True)
         assert await session.points.balance() == 499_997
-        results = tmp_path / "plan.csv.results.csv"
-        run_name = results.read_text().splitlines()[1].split(",")[3].rsplit("-", 1)[0]
+        run_name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
         again = tmp_path / "again.jsonl"
         ran = await run(
             service,
-            *("points", "distribute", plan, "--run", run_name, "--results", again),
+            *("points", "distribute", plan, "--resume", run_name, "--results", again),
         )
         assert ran.code == 0
         assert await session.points.balance() == 499_997
@@ -442,9 +441,10 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
         await until_served(service, 300)
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
-        assert (process.returncode, err) == (130, b"")
+        assert process.returncode == 130
+        assert err.startswith(b"agentapi: run ")
         assert b"the rows behind were not sent" in out
-        assert b"--run " in out
+        assert b"--resume " in out
         results = tmp_path / "plan.csv.results.csv"
         moved = results.read_text().count(",moved,")
         assert 0 < moved < 20_000
@@ -459,7 +459,7 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
         assert me is not None
         await broker.agents.reissue_token(me)
         out, err = await process.communicate()
-        assert (process.returncode, err) == (3, b"")
+        assert process.returncode == 3
         assert b"stopped     points.transfer: code 1007" in out
 
 
@@ -522,3 +522,263 @@ async def test_the_service_is_slow_to_say_no(tmp_path: Path) -> None:
         ran = await run(box, "points", "distribute", plan, "--json")
         assert (ran.code, ran.json["moved"]) == (0, 500)
         assert ran.json["busy_answers"] == (await box.gauge("operator")).busy > 0
+
+
+async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> None:
+    """The reference that was made is shown, and moves once."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+        await service.fault(Fault("drop_after", "points/transfer"))
+        ran = await run(service, "points", "transfer", str(shop), "5")
+        assert ran.code == 4
+        reference = ran.err.split("--reference ")[1].split()[0]
+        await service.clear_faults()
+        args = ("points", "transfer", str(shop), "5", "--reference", reference)
+        assert (await run(service, *args)).code == 0
+        assert await session.points.balance() == 499_995
+
+        await service.fault(Fault("delay", "points/transfer", seconds=0.5))
+        process = await begin(service, "points", "transfer", str(shop), "7", "--json")
+        await until_served(service, (await service.gauge("operator")).served + 1)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+        assert (process.returncode, out) == (130, b"")
+        reference = err.decode().split("--reference ")[1].split()[0]
+        await service.clear_faults()
+        args = ("points", "transfer", str(shop), "7", "--reference", reference)
+        assert (await run(service, *args)).code == 0
+        assert await session.points.balance() == 499_988
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_the_end_of_a_batch_job_loses_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Signals end a run in order; the name of the run was on disk before it began."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as service,
+        connect(service) as session,
+    ):
+        shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},1\n" * 3000)
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, 200)
+        process.send_signal(number)
+        out, err = await process.communicate()
+        assert process.returncode == 130
+        moved = (tmp_path / "plan.csv.results.csv").read_text().count(",moved,")
+        assert await session.points.balance() == 500_000 - moved
+        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
+        assert name in err.decode()
+        assert name in out.decode()
+        rest = tmp_path / "rest.csv"
+        ran = await run(
+            service, "points", "distribute", plan, "--resume", name, "--results", rest
+        )
+        assert ran.code == 0
+        assert await session.points.balance() == 500_000 - 3000
+
+
+async def test_a_kill_loses_nothing_either(tmp_path: Path) -> None:
+    """What the file does not tell, the references do."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as service,
+        connect(service) as session,
+    ):
+        shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},1\n" * 1000)
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, 150)
+        process.kill()
+        await process.communicate()
+        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
+        rest = tmp_path / "rest.csv"
+        ran = await run(
+            service, "points", "distribute", plan, "--resume", name, "--results", rest
+        )
+        assert ran.code == 0
+        assert await session.points.balance() == 500_000 - 1000
+
+
+async def test_a_second_interrupt_gives_up(tmp_path: Path) -> None:
+    """Also when others hold all permits and nothing would end."""
+    async with SandboxProcess() as service:
+        async with connect(service) as session:
+            shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},1\n" * 500)
+        await service.fault(Fault("busy", "points/transfer"))
+        process = await begin(service, "points", "distribute", plan)
+        while (await service.gauge("operator")).busy < 5:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.3)
+        assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(10):
+            await process.communicate()
+        assert process.returncode == 130
+
+
+async def test_a_run_is_resumed_with_its_own_plan_alone(
+    service: SandboxProcess, tmp_path: Path
+) -> None:
+    """An empty name, another's, or a changed plan moves nothing; code 2."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(f"{HEAD}{shop},1\n")
+        assert (await run(service, "points", "distribute", plan)).code == 0
+        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
+        plan.write_text(f"{HEAD}{shop},1\n{shop},2\n")
+        for wrong, said in (("", "name of a run"), ("x", "name of"), (name, "another")):
+            ran = await run(
+                service,
+                *("points", "distribute", plan, "--resume", wrong),
+                *("--results", tmp_path / "other.csv"),
+            )
+            assert (ran.code, said in ran.err) == (2, True)
+        assert await session.points.balance() == 499_999
+
+
+async def test_a_plan_is_what_it_was_when_it_was_checked(tmp_path: Path) -> None:
+    """Whatever happens to the file afterwards."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as service,
+        connect(service) as session,
+    ):
+        shop, other = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},1\n" * 2000)
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, 100)
+        plan.write_text(HEAD + f"{other},9\n" * 3000)
+        await process.communicate()
+        assert process.returncode == 0
+        assert await session.points.balance() == 500_000 - 2000
+
+
+async def test_a_plan_from_a_pipe_and_from_nowhere(
+    service: SandboxProcess, tmp_path: Path
+) -> None:
+    """A named pipe is a file; a closed standard input is told."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    process = await begin(service, "points", "distribute", pipe)
+    text = f"{HEAD}{shop},1\n"
+    await asyncio.to_thread(pipe.write_text, text)
+    await process.communicate()
+    assert process.returncode == 0
+    ran = await run(service, "points", "distribute", tmp_path / "none.csv")
+    assert (ran.code, "No such file" in ran.err) == (2, True)
+    ran = await run(service, "points", "distribute", tmp_path)
+    assert (ran.code, "directory" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"agent_code": 1, "amount": 1, "agent_code": 2}',
+        '{"agent_code": 1, "amount": 1, "reference": 0}',
+        '{"agent_code": 1, "amount": 1, "reference": false}',
+        '{"agent_code": 1, "amount": NaN}',
+        '{"agent_code": 1, "amount": 1, "\\u001b[31mX": 1}',
+    ],
+)
+async def test_json_that_could_be_read_in_two_ways(
+    service: SandboxProcess, tmp_path: Path, row: str
+) -> None:
+    """It is refused, and shown without its control characters."""
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text(row + "\n")
+    ran = await run(service, "points", "distribute", plan)
+    assert (ran.code, ran.out) == (2, "")
+    assert ":1: " in ran.err
+    assert "\x1b" not in ran.err
+
+
+async def test_the_exit_code_survives_a_broken_output(
+    service: SandboxProcess, tmp_path: Path
+) -> None:
+    """What happened to the money does not depend on who reads the summary."""
+    async with connect(service) as session:
+        shop, _ = await shops(session)
+    plan = tmp_path / "plan.csv"
+    plan.write_text(f"{HEAD}{shop},1\n999,1\n")
+    for number, end in enumerate((" | true", " > /dev/full")):
+        results = tmp_path / f"{number}.csv"
+        command = (
+            f"{sys.executable} -m aio_agentapi.cli points distribute {plan}"
+            f" --results {results}{end}; exit ${{PIPESTATUS[0]}}"
+        )
+        env = {
+            "AGENTAPI_BASE_URL": service.base_url,
+            "AGENTAPI_TOKEN": service.tokens["operator"],
+        }
+        process = await asyncio.create_subprocess_exec(
+            "bash",
+            "-c",
+            command,
+            env=dict(os.environ) | env,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+        assert process.returncode == 1, err
+        assert b"Traceback" not in err
+        assert "999" in results.read_text()
+
+
+async def test_a_service_that_goes_away_stops_a_run(tmp_path: Path) -> None:
+    """After a hundred rows that did not reach it."""
+    async with SandboxProcess(Switches(latency=0.02)) as service:
+        async with connect(service) as session:
+            shop, _ = await shops(session)
+        plan = tmp_path / "plan.csv"
+        plan.write_text(HEAD + f"{shop},1\n" * 20_000)
+        process = await begin(service, "points", "distribute", plan)
+        await until_served(service, 200)
+        service._process.kill()
+        out, _ = await process.communicate()
+    assert process.returncode == 4 if b"unknown" in out else 3
+    assert b"100 rows in a row were not sent" in out
+    text = (tmp_path / "plan.csv.results.csv").read_text()
+    assert 100 <= text.count(",not_sent,") < 1000
+
+
+async def test_wrong_settings_are_wrong_use(tmp_path: Path) -> None:
+    """A slip in the configuration is no unknown outcome, and no traceback."""
+    config = tmp_path / "config.toml"
+    for text in (
+        "proxy = 5",
+        "local_address = 5",
+        "allow_plain_http = 5",
+        "paths = 5",
+        'paths = {"points.transfer" = 5}',
+    ):
+        config.write_text(f"[settings]\n{text}\n")
+        ran = await run(None, "--config", config, "info")
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1), ran.err
+    config.write_bytes(b"\xff")
+    assert (await run(None, "--config", config, "info")).code == 2
+    config.write_text("# no database\n" * 1000)
+    for args in (
+        ("--port", "99999"),
+        ("--db", str(tmp_path)),
+        ("--db", str(config)),
+        ("--latency", "nan"),
+    ):
+        ran = await run(None, "sandbox", *args)
+        assert (ran.code, "Traceback" in ran.err) == (2, False), ran.err
+
+
+async def test_a_token_is_not_lost_to_a_full_disk(service: SandboxProcess) -> None:
+    """Where its file cannot be written it is shown, since it is told only once."""
+    ran = await run(service, "agents", "create", "shop_7", "--token-file", "/dev/full")
+    # The device exists: nothing is created then.
+    assert (ran.code, "exists" in ran.err) == (2, True)
+    async with connect(service) as session:
+        assert "shop_7" not in [a.name async for a in session.agents.list()]

@@ -151,6 +151,28 @@ async def test_every_wrong_member_is_named(
 
 
 @pytest.mark.parametrize(
+    "amount",
+    ["0.99999999999999999999999999999999999999", "1." + "0" * 40 + "1", "1e-9"],
+)
+async def test_an_amount_is_never_rounded(box: Sandbox, amount: str) -> None:
+    """More than four decimals are refused, however many there are."""
+    code = box.account("shop_1").code
+    text = f'{{"agent_code": {code}, "amount": {amount}}}'.encode()
+    _, answer = await post(box, "points/transfer", text=text)
+    assert answer["code"] == 1002
+    text = f'{{"agent_code": {code}, "amount": 1.5{"0" * 40}}}'.encode()
+    _, answer = await post(box, "points/transfer", text=text)
+    assert (answer["code"], answer["data"]["amount"]) == (0, 1.5)
+
+
+async def test_nobody_is_not_the_caller(box: Sandbox) -> None:
+    """A parent_code of 0 is an unknown account."""
+    body = {"name": "x1", "role": "agent", "parent_code": 0}
+    _, answer = await post(box, "agent/create", body)
+    assert answer["code"] == 2001
+
+
+@pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b'"x"', b'{"a": ' + b"[" * 50_000, b"\xff"]
 )
 async def test_a_body_that_is_no_object(box: Sandbox, text: bytes) -> None:
@@ -241,6 +263,7 @@ async def test_a_late_row_is_seen_later() -> None:
 async def test_a_restart_with_a_file_loses_nothing(tmp_path: Path) -> None:
     """Accounts, tokens, points, users, moves and references are all there."""
     db = tmp_path / "box.db"
+    db.touch(mode=0o644)
     async with Sandbox(db=db) as box, connect(box, "shop_1") as shop:
         async with connect(box) as session:
             code = box.account("shop_1").code
