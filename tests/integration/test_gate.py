@@ -74,8 +74,6 @@ async def test_no_call_fails_when_others_hold_permits(held: int, calls: int) -> 
     assert (calls, 50) == (gauge.served, gauge.foreign_peak)
     assert 0 < gauge.busy == state.busy_answers
     assert (state.in_use, state.waiting) == (0, 0)
-    # One more where the last step up has not been tried yet.
-    assert state.share <= 50 - held + 1
 
 
 async def test_a_service_that_is_full_is_waited_for(box: Sandbox) -> None:
