@@ -190,11 +190,15 @@ async def test_an_amount_that_is_long_to_work_out(box: Sandbox) -> None:
 
 async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> None:
     """Until it has been executed, and it is executed."""
-    box.switches = Switches(latency=0.15, limit=2)
-    async with connect(box, timeout=0.03, attempts=1, limit=5) as session:
+    box.switches = Switches(latency=0.5, limit=2)
+    async with connect(box, limit=5) as session:
         code = box.account("shop_1").code
         loop = asyncio.get_running_loop()
         calls = [loop.create_task(session.points.transfer(code, 1)) for _ in range(2)]
+        while box.gauge("operator").in_flight < 2:
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
         assert box.gauge("operator").in_flight == 2
         _, answer = await post(box, "agent/info")
