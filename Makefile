@@ -4,13 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check soak bench format changelog clean
+.PHONY: help demo test check bench format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
-	@echo "make soak    the long forms of the proofs"
 	@echo "make bench   speed beside bare aiohttp"
 
 # What the library and its command line need.
@@ -43,12 +42,9 @@ check: $(VENV)/.dev
 
 test: check
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not soak'
+	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
-
-soak: $(VENV)/.dev
-	$(BIN)/pytest -m soak
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
