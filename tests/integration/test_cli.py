@@ -18,7 +18,8 @@ from typing import Any
 import attrs
 import pytest
 
-from aio_agentapi import Session
+from aio_agentapi import Secret, Session
+from aio_agentapi.cli.agents import _write
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
 from tests.conftest import TOKEN, connect
 
@@ -775,10 +776,20 @@ async def test_wrong_settings_are_wrong_use(tmp_path: Path) -> None:
         assert (ran.code, "Traceback" in ran.err) == (2, False), ran.err
 
 
-async def test_a_token_is_not_lost_to_a_full_disk(service: SandboxProcess) -> None:
-    """Where its file cannot be written it is shown, since it is told only once."""
+async def test_a_token_file_that_exists_stops_the_creation(
+    service: SandboxProcess,
+) -> None:
+    """Nothing is created whose token would have no place."""
     ran = await run(service, "agents", "create", "shop_7", "--token-file", "/dev/full")
-    # The device exists: nothing is created then.
     assert (ran.code, "exists" in ran.err) == (2, True)
     async with connect(service) as session:
         assert "shop_7" not in [a.name async for a in session.agents.list()]
+
+
+def test_a_token_that_cannot_be_written_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk is full when the account exists already: the command shows it then."""
+    kept = os.open("/dev/full", os.O_WRONLY)
+    assert not _write(kept, Secret(TOKEN))
+    assert "No space left" in capsys.readouterr().err
