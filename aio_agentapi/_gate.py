@@ -390,12 +390,9 @@ class LocalGate:
 
     def _spread(self) -> None:
         """Free what was kept back for a line that has become empty."""
-        while self._withheld and self._in_use + self._unclaimed() < self._share:
+        while self._limit - self._withheld < self._share:
             self._withheld -= 1
             self._free.release()
-
-    def _unclaimed(self) -> int:
-        return self._limit - self._in_use - self._withheld
 
     def _admit(self, queue: _Queue) -> None:
         queue.in_use += 1
