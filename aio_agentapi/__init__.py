@@ -14,9 +14,17 @@ from aio_agentapi.resources.agents import (
     Role,
     State,
 )
+from aio_agentapi.resources.games import (
+    Category,
+    Game,
+    Language,
+    OnlineGame,
+    Provider,
+    ProviderStatus,
+)
 from aio_agentapi.resources.points import Distributed, PlanRow, PointMove
 from aio_agentapi.resources.transactions import Transaction, TransType
-from aio_agentapi.resources.users import NewUser, User
+from aio_agentapi.resources.users import NewUser, User, UserStatistics
 from aio_agentapi.resources.wallets import Moved
 
 __all__ = [
@@ -24,17 +32,23 @@ __all__ = [
     "AgentInfo",
     "AgentNode",
     "Amount",
+    "Category",
     "Distributed",
+    "Game",
     "Gate",
     "GateStatistics",
     "Lane",
+    "Language",
     "LocalGate",
     "Moved",
     "NewAgent",
     "NewUser",
+    "OnlineGame",
     "Outcome",
     "PlanRow",
     "PointMove",
+    "Provider",
+    "ProviderStatus",
     "Role",
     "Secret",
     "Session",
@@ -44,6 +58,7 @@ __all__ = [
     "TransType",
     "Transaction",
     "User",
+    "UserStatistics",
     "errors",
     "run_many",
 ]

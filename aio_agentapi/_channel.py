@@ -19,6 +19,8 @@ later sending is told says nothing about the first. Such a call ends with the
 record, or with the first doubt. Only a query that changes nothing may end with a
 refusal of a later sending: that is its answer.
 
+A feed is read only as often as the service wants: see :mod:`aio_agentapi._pace`.
+
 A permit is held from :meth:`Gate.acquire` on, and each way out of
 :meth:`Channel._sent`, cancellation included, gives it back exactly once.
 """
@@ -29,13 +31,14 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Mapping
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import attrs
 
 from aio_agentapi._gate import Gate
+from aio_agentapi._pace import Pace
 from aio_agentapi._settings import Settings
 from aio_agentapi._transport import Transport
 from aio_agentapi._types import Json, Operation, Payment, Query
@@ -52,6 +55,19 @@ from aio_agentapi.errors import (
 )
 
 T = TypeVar("T")
+
+
+class Page(Protocol):
+    """One page of a list: how long the whole is, and some rows of it."""
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def list(self) -> Sequence[object]: ...
+
+
+P = TypeVar("P", bound=Page)
 
 _REPEATABLE: Final = frozenset({"read", "idempotent"})
 
@@ -110,6 +126,7 @@ class Channel:
     _home: Home = attrs.field(alias="home")
     _transport: Transport = attrs.field(alias="transport")
     _wire: Wire = attrs.field(alias="wire")
+    _pace: Pace = attrs.field(alias="pace")
     # Set when the session is closed, for the calls that pause meanwhile.
     _closing: asyncio.Event = attrs.field(alias="closing", factory=asyncio.Event)
 
@@ -128,6 +145,30 @@ class Channel:
         """
         again = query.operation.effect in _REPEATABLE
         return await self._run(query.operation, query.body, again=again)
+
+    async def pages(self, query: Query[P], limit: int) -> AsyncGenerator[P]:
+        """
+        Ask for a list page by page, until there is no more of it.
+
+        Args:
+            query: What to ask, without ``offset`` and ``limit``.
+
+            limit: The rows of a page.
+
+        Yields:
+            Each page; rows that move meanwhile may stand on two or on none.
+
+        Raises:
+            AgentAPIError: As :meth:`call`.
+        """
+        offset = 0
+        while True:
+            body = {**query.body, "offset": offset, "limit": limit}
+            page = await self.call(Query(query.operation, body))
+            yield page
+            offset += len(page.list)
+            if not page.list or offset >= page.total:
+                return
 
     async def pay(self, payment: Payment[T]) -> T:
         """
@@ -173,12 +214,15 @@ class Channel:
             text = self._wire.encode(body)
             while True:
                 try:
-                    return await self._sent(call, operation, text)
+                    if operation.paced is None:
+                        return await self._sent(call, operation, text)
+                    place = (operation.name, body.get(operation.paced))
+                    return await self._read(call, operation, text, place)
                 except NotSentError as error:
                     await self._rest(call, error)
-                except BusyError as error:
-                    # Only of a paced feed: it was read too early.
-                    await self._pace(call, error)
+                except BusyError:
+                    # Only of a feed, which was read too early: in its next turn.
+                    pass
                 except OutcomeUnknownError as error:
                     call.doubt = call.doubt or error
                     if not again:
@@ -189,6 +233,22 @@ class Channel:
             _sign(verdict, call, operation, body)
         # After the block: its context would lead into the frames of a sending.
         raise verdict
+
+    async def _read(
+        self, call: _Call, operation: Operation[T], text: bytes, place: object
+    ) -> T:
+        """Send once, as soon as the feed may be read again from that place."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        until = self._patience(call, began)
+        try:
+            async with self._pace.turn(place, self._pause, until):
+                call.waited += loop.time() - began
+                return await self._sent(call, operation, text)
+        except TimeoutError:
+            pass
+        msg = "the feed may not be read again in time. Nothing was sent"
+        raise GateTimeoutError(msg, waited=call.waited + loop.time() - began)
 
     async def _sent(self, call: _Call, operation: Operation[T], text: bytes) -> T:
         """Send once, as soon as the service has room for it."""
@@ -217,7 +277,7 @@ class Channel:
                     return outcome
                 call.busy = outcome
                 call.sendings -= 1
-                if operation.paced:
+                if operation.paced is not None:
                     raise outcome
                 held = False
                 await self.gate.refused(lane, self._patience(call, began))
@@ -254,16 +314,6 @@ class Channel:
         now = asyncio.get_running_loop().time()
         if call.deadline is not None and now + pause >= call.deadline:
             raise error
-        await self._pause(pause)
-
-    async def _pace(self, call: _Call, error: BusyError) -> None:
-        """Wait until the feed may be read again; raise *error* if that is too long."""
-        pause = self.settings.feed_interval
-        now = asyncio.get_running_loop().time()
-        until = self._patience(call, now)
-        if until is not None and now + pause > until:
-            raise error
-        call.waited += pause
         await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:

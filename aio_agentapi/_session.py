@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 import anyio
 import attrs
 
 from aio_agentapi._channel import Channel, Home
 from aio_agentapi._gate import Gate, LocalGate
-from aio_agentapi._settings import Settings, check_base_url
+from aio_agentapi._pace import Pace
+from aio_agentapi._settings import PATHS, Settings, check_base_url
 from aio_agentapi._transport import Transport
-from aio_agentapi._types import Secret
+from aio_agentapi._types import Json, Operation, Payment, Query, Secret
 from aio_agentapi._wire import wire
 from aio_agentapi.errors import ClosedError, UsageError
 from aio_agentapi.resources.agents import Agents
+from aio_agentapi.resources.games import Games
 from aio_agentapi.resources.points import Points
 from aio_agentapi.resources.transactions import Transactions
 from aio_agentapi.resources.users import Users
@@ -26,6 +28,17 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # What a view may set for itself; the rest belongs to the gate and the pool.
 _OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeout"})
+
+# One name for each path: no dots, escapes or doubled slashes that a service might
+# read as another.
+_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+# What moves money goes through its method, which knows how often it may be sent.
+_OWN_METHOD: Final = tuple(
+    name
+    for name in PATHS
+    if name.startswith(("points.", "wallets.")) and name != "points.balance"
+)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -46,6 +59,8 @@ class Session:
         wallets: Money of users.
 
         transactions: The feed of what moved it.
+
+        games: What they can play, and who plays now.
     """
 
     _channel: Channel = attrs.field(alias="channel")
@@ -54,6 +69,7 @@ class Session:
     users: Users
     wallets: Wallets
     transactions: Transactions
+    games: Games
 
     @classmethod
     def on(cls, channel: Channel) -> Self:
@@ -65,6 +81,7 @@ class Session:
             Users(channel),
             Wallets(channel),
             Transactions(channel),
+            Games(channel),
         )
 
     @property
@@ -95,6 +112,51 @@ class Session:
         settings = attrs.evolve(self._channel.settings, **cast("Any", options))
         return Session.on(attrs.evolve(self._channel, settings=settings))
 
+    async def call(
+        self,
+        path: str,
+        body: Mapping[str, Json],
+        *,
+        effect: Literal["read", "money"] = "money",
+    ) -> Json:
+        """
+        Call a path that this library has no method for.
+
+        It takes a permit and is met by the same answers as every other call. It is
+        sent again only when it surely was not executed, and after a lost answer
+        only as ``"read"``.
+
+        Args:
+            path: Relative to ``/v4/``, such as ``"game/round-details"``.
+
+            body: The members of the request; Decimals are written as numbers, and
+                members that are None are left out.
+
+            effect: ``"read"`` if sending it twice does no harm.
+
+        Returns:
+            The ``data`` of the answer as JSON has it; numbers with a dot are
+            Decimals.
+
+        Raises:
+            UsageError: The path is none, or that of a method that moves money,
+                which the message names; or the body has no JSON form. Nothing was
+                sent.
+
+            UnsupportedError: There is no such path. Nothing happened.
+
+            RefusedError: The service said no. Nothing happened.
+
+            OutcomeUnknownError: The answer was lost. It may have happened.
+
+        Source:
+            Contract 5 and 6.
+        """
+        operation = self._unlisted(path, effect)
+        if effect == "read":
+            return await self._channel.call(Query(operation, body))
+        return await self._channel.pay(Payment(operation, body))
+
     async def aclose(self) -> None:
         """
         Close the session: no new call, none in line, no connection.
@@ -103,6 +165,21 @@ class Session:
         seconds to end, and are then cut: they raise ``OutcomeUnknownError``.
         """
         await self._channel.aclose()
+
+    def _unlisted(self, path: str, effect: Literal["read", "money"]) -> Operation[Json]:
+        if effect not in {"read", "money"}:
+            msg = f"effect: 'read' or 'money', not {effect!r}"
+            raise UsageError(msg)
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
+            msg = f"a path is relative to /v4/, such as 'agent/info', not {path!r}"
+            raise UsageError(msg)
+        paths = self._channel.settings.paths
+        for name in _OWN_METHOD:
+            # In any case of letters: a service may not tell them apart.
+            if path.lower() in {paths[name].lower(), PATHS[name].lower()}:
+                msg = f"{path}: use session.{name}(), which sends it safely"
+                raise UsageError(msg)
+        return Operation(name=path, effect=effect, returns=object)
 
     def __repr__(self) -> str:
         return f"<Session {self._channel.gate!r}>"
@@ -243,5 +320,12 @@ class SessionManager:
             else self._make_gate(secret, settings)
         )
         transport = Transport(self._base_url, secret, settings)
-        channel = Channel(settings, gate, self._home, transport, wire(settings.zone))
+        channel = Channel(
+            settings,
+            gate,
+            self._home,
+            transport,
+            wire(settings.zone),
+            Pace(settings.feed_interval),
+        )
         return Session.on(channel)

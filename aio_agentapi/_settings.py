@@ -30,10 +30,18 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
         "points.history": "points/history",
         "users.create": "user/create",
         "users.info": "user/info",
+        "users.statistics": "statistics/user",
         "wallets.deposit": "wallet/deposit",
         "wallets.withdraw": "wallet/withdraw",
         "wallets.withdraw_all": "wallet/withdraw-all",
         "transactions.since": "game/transaction-id",
+        "transactions.between": "game/transaction",
+        "games.providers": "game/providers",
+        "games.list": "game/games",
+        "games.all": "game/all",
+        "games.launch_url": "game/game-url",
+        "games.online": "game/online-games",
+        "games.round_details_url": "game/round-details",
     }
 )
 

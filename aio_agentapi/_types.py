@@ -94,14 +94,15 @@ class Operation(Generic[T]):
 
         returns: What the answer is structured into.
 
-        paced: A feed that answers 1018 when it is read too early, which says
-            nothing about how many calls are in flight.
+        paced: For a feed, which may be read again only after a while: by which
+            member of the body the readings are told apart; ``""``: not at all,
+            any two are. None: no feed.
     """
 
     name: str
     effect: Effect
     returns: type[T]
-    paced: bool = False
+    paced: str | None = None
 
 
 @attrs.frozen

@@ -248,6 +248,8 @@ def _converter(zone: ZoneInfo, *, detailed: bool) -> Converter:
     for kind, hook in _PLAIN.items():
         converter.register_structure_hook(kind, hook)
     converter.register_structure_hook(datetime, lambda v, _: _datetime(v, zone))
+    # What nobody has given a shape stays as it came.
+    converter.register_structure_hook_func(lambda t: t is object, lambda v, _: v)
     converter.register_structure_hook_factory(
         attrs.has, partial(_record_hook, converter)
     )

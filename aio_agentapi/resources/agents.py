@@ -247,25 +247,15 @@ class Agents:
         Source:
             Contract 5, agents: ``agent/list``.
         """
-        offset = 0
         # One that is created meanwhile moves the rows behind it, so that the end
         # of a page stands at the head of the next once more.
         before: frozenset[AgentCode] = frozenset()
-        while True:
-            body = {
-                "parent_code": parent_code,
-                "subtree": subtree,
-                "offset": offset,
-                "limit": _PAGE,
-            }
-            page = await self._channel.call(Query(_LIST, body))
+        body = {"parent_code": parent_code, "subtree": subtree}
+        async for page in self._channel.pages(Query(_LIST, body), _PAGE):
             for agent in page.list:
                 if agent.agent_code not in before:
                     yield agent
             before = frozenset(agent.agent_code for agent in page.list)
-            offset += len(page.list)
-            if not page.list or offset >= page.total:
-                return
 
     async def tree(self) -> AgentNode:
         """

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import datetime
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
+from zoneinfo import ZoneInfo
 
 import attrs
 
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import OpenInt, Operation, Query, UserCode
+from aio_agentapi.errors import OutcomeUnknownError, UsageError
 
-# The service's own bound on the rows of a page.
+# The service's own bounds: the rows of a page, and the length of a window.
 _PAGE: Final = 2000
+_WINDOW: Final = timedelta(hours=1)
+
+# Readings of a window whose rows move while it is read.
+_TRIES: Final = 5
+
+_SECOND: Final = timedelta(seconds=1)
 
 
 class TransType(OpenInt):
@@ -78,8 +87,20 @@ class Transaction:
     time_stamp: int | None = None
 
 
+@attrs.frozen(kw_only=True)
+class _Page:
+    total: int
+    list: tuple[Transaction, ...]
+
+
 _SINCE: Final = Operation(
-    name="transactions.since", effect="read", returns=list[Transaction], paced=True
+    name="transactions.since",
+    effect="read",
+    returns=list[Transaction],
+    paced="last_id",
+)
+_BETWEEN: Final = Operation(
+    name="transactions.between", effect="read", returns=_Page, paced=""
 )
 
 
@@ -93,9 +114,9 @@ class Transactions:
         """
         Iterate over the transactions after one, up to the newest.
 
-        The service wants 30 s between two readings from the same *last_id*. What
-        comes too early it answers with 1018, which is repeated here after
-        ``feed_interval``, or with nothing at all: an empty reading does not prove
+        The service wants 30 s between two readings from the same *last_id*, so the
+        second of them waits here for ``feed_interval``. To other readers of the
+        same token an early reading may look empty: an empty one does not prove
         that there is nothing new.
 
         Args:
@@ -106,7 +127,10 @@ class Transactions:
             The oldest first.
 
         Raises:
-            BusyError: Read too early, and the caller's time is over.
+            GateTimeoutError: It may not be read again in the caller's time. Nothing
+                was sent.
+
+            BusyError: Others have read it, and the caller's time is over.
 
         Source:
             Contract 5, transactions: ``game/transaction-id``.
@@ -119,3 +143,99 @@ class Transactions:
             if len(page) < _PAGE:
                 return
             last_id = page[-1].trans_id
+
+    async def between(
+        self, start: datetime, end: datetime
+    ) -> AsyncIterator[Transaction]:
+        """
+        Iterate over the transactions of a while.
+
+        The service tells at most an hour at a time, and wants more than 30 s between
+        two calls: a whole day takes at least twelve minutes. An hour without rows is
+        asked for twice, since an early call may be answered with an empty list. To
+        keep up with what happens, :meth:`since` is the faster way.
+
+        Args:
+            start: From when, with its zone; the service keeps two days. The second
+                in which it lies is included.
+
+            end: Until when, with its zone; the second in which it lies is not
+                included, unless *end* lies behind its beginning.
+
+        Yields:
+            Each transaction once, hour by hour, within an hour in the service's
+            order.
+
+        Raises:
+            UsageError: A time without a zone, or an end before the start. Nothing
+                was sent.
+
+            GateTimeoutError: It may not be read again in the caller's time. Nothing
+                was sent.
+
+            BusyError: Others have read it, and the caller's time is over.
+
+            OutcomeUnknownError: The rows of an hour kept moving while they were
+                read, so that some may be missing.
+
+        Source:
+            Contract 5, transactions and statistics: ``game/transaction``.
+        """
+        if start.tzinfo is None or end.tzinfo is None or end < start:
+            msg = "between: a start and a later end, each with its zone (tzinfo)"
+            raise UsageError(msg)
+        # The service's times are whole seconds without a zone.
+        zone = ZoneInfo(self._channel.settings.zone)
+        first = _wall(start, zone)
+        last = _wall(end, zone)
+        if last < end.astimezone(zone).replace(tzinfo=None):
+            last += _SECOND
+        lower, upper = first, last
+        # What lies on the border of two windows is told in both.
+        before: frozenset[int] = frozenset()
+        while first < last:
+            until = min(first + _WINDOW, last)
+            seen: set[int] = set()
+            async with contextlib.aclosing(self._window(first, until)) as rows:
+                async for row in rows:
+                    if row.trans_id in seen or row.trans_id in before:
+                        continue
+                    seen.add(row.trans_id)
+                    if lower <= _wall(row.regdate, zone) < upper:
+                        yield row
+            before = frozenset(seen)
+            first = until
+
+    async def _window(
+        self, start: datetime, end: datetime
+    ) -> AsyncGenerator[Transaction]:
+        """Read one window, some rows more than once if they moved meanwhile."""
+        body = {"start_time": f"{start}", "end_time": f"{end}"}
+        query = Query(_BETWEEN, body)
+        empty = False
+        for _ in range(_TRIES):
+            total, count = None, 0
+            async with contextlib.aclosing(self._channel.pages(query, _PAGE)) as pages:
+                async for page in pages:
+                    for row in page.list:
+                        yield row
+                    count += len(page.list)
+                    if total not in {None, page.total}:
+                        # Rows came or went, so the offsets mean others now.
+                        break
+                    total = page.total
+                else:
+                    if count >= (total or 0) and (count or empty):
+                        return
+                    # An early reading may look like this.
+                    empty = True
+        msg = (
+            f"the transactions from {start} to {end} kept moving while they were"
+            " read: some may be missing"
+        )
+        raise OutcomeUnknownError(msg, operation=_BETWEEN.name)
+
+
+def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
+    """Return what a clock in a zone shows, in whole seconds."""
+    return moment.astimezone(zone).replace(tzinfo=None, microsecond=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
@@ -9,6 +11,10 @@ import attrs
 
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import Operation, Query, UserCode
+from aio_agentapi.errors import UsageError
+
+# The service's own bound on the rows of a page.
+_PAGE: Final = 2000
 
 
 @attrs.frozen(kw_only=True)
@@ -41,8 +47,48 @@ class User:
     balance: Decimal
 
 
+@attrs.frozen(kw_only=True)
+class UserStatistics:
+    """
+    What a user bet and won in a while, in major units.
+
+    Attributes:
+        user_code: Which user.
+
+        user_name: Its name, None where not told.
+
+        slot_bet: Bets on slots.
+
+        slot_win: Wins on slots.
+
+        live_bet: Bets on live games.
+
+        live_win: Wins on live games.
+
+        mini_bet: Bets on mini games.
+
+        mini_win: Wins on mini games.
+    """
+
+    user_code: UserCode
+    user_name: str | None = None
+    slot_bet: Decimal
+    slot_win: Decimal
+    live_bet: Decimal
+    live_win: Decimal
+    mini_bet: Decimal
+    mini_win: Decimal
+
+
+@attrs.frozen(kw_only=True)
+class _Page:
+    total: int
+    list: tuple[UserStatistics, ...]
+
+
 _CREATE: Final = Operation(name="users.create", effect="idempotent", returns=NewUser)
 _INFO: Final = Operation(name="users.info", effect="read", returns=User)
+_STATISTICS: Final = Operation(name="users.statistics", effect="read", returns=_Page)
 
 
 @attrs.frozen(eq=False)
@@ -94,3 +140,45 @@ class Users:
             Contract 5, users and wallets: ``user/info``.
         """
         return await self._channel.call(Query(_INFO, {"user_code": user_code}))
+
+    async def statistics(
+        self, start: datetime, end: datetime
+    ) -> AsyncIterator[UserStatistics]:
+        """
+        Iterate over what each user bet and won in a while.
+
+        A user whose row moves to another page meanwhile may be left out; none comes
+        twice in a row of pages.
+
+        Args:
+            start: From when, with its zone; to the millisecond.
+
+            end: Until when, with its zone.
+
+        Yields:
+            One for each user that the service tells of, in its order.
+
+        Raises:
+            UsageError: A time without a zone, or an end before the start. Nothing
+                was sent.
+
+            InvalidError: The service does not take these times.
+
+        Source:
+            Contract 5, transactions and statistics: ``statistics/user``.
+        """
+        if start.tzinfo is None or end.tzinfo is None or end < start:
+            msg = "statistics: a start and a later end, each with its zone (tzinfo)"
+            raise UsageError(msg)
+        body = {"start_time": _iso(start), "end_time": _iso(end)}
+        before: frozenset[UserCode] = frozenset()
+        async for page in self._channel.pages(Query(_STATISTICS, body), _PAGE):
+            for row in page.list:
+                if row.user_code not in before:
+                    yield row
+            before = frozenset(row.user_code for row in page.list)
+
+
+def _iso(moment: datetime) -> str:
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

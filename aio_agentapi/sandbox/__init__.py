@@ -8,10 +8,11 @@ client, so that neither can hide the other's mistakes.
 
 from aio_agentapi.sandbox._box import Sandbox, SandboxProcess
 from aio_agentapi.sandbox._clock import Clock, ManualClock, SystemClock
-from aio_agentapi.sandbox._endpoints import Switches
+from aio_agentapi.sandbox._document import document
 from aio_agentapi.sandbox._faults import Fault, Faults
-from aio_agentapi.sandbox._ledger import Account
+from aio_agentapi.sandbox._records import Account
 from aio_agentapi.sandbox._service import Gauge
+from aio_agentapi.sandbox._switches import Switches
 
 __all__ = [
     "Account",
@@ -24,4 +25,5 @@ __all__ = [
     "SandboxProcess",
     "Switches",
     "SystemClock",
+    "document",
 ]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from aio_agentapi.sandbox._box import Sandbox, serve
-from aio_agentapi.sandbox._endpoints import Switches
+from aio_agentapi.sandbox._switches import Switches
 
 options = json.loads(sys.argv[1])
 asyncio.run(

@@ -16,11 +16,17 @@ import aiohttp
 import attrs
 from aiohttp import web
 
+from aio_agentapi.sandbox import _catalogue
+from aio_agentapi.sandbox._catalogue import PROVIDERS
 from aio_agentapi.sandbox._clock import Clock, SystemClock
-from aio_agentapi.sandbox._endpoints import Endpoints, Switches
+from aio_agentapi.sandbox._document import document
+from aio_agentapi.sandbox._endpoints import Deployment
 from aio_agentapi.sandbox._faults import Fault, Faults
-from aio_agentapi.sandbox._ledger import Account, Ledger, Move
+from aio_agentapi.sandbox._ledger import Ledger
+from aio_agentapi.sandbox._members import ADDRESSES, NAME
+from aio_agentapi.sandbox._records import Account, Move
 from aio_agentapi.sandbox._service import Gauge, Service
+from aio_agentapi.sandbox._switches import Switches
 
 # Of the ready-made hierarchy: euro, and enough points for any example.
 _CURRENCY: Final = 978
@@ -65,13 +71,16 @@ class Sandbox:
         switches = self._switches or Switches()
         ledger = Ledger(clock, self._db)
         ledger.row_delay = switches.row_delay
-        self._service = Service(Endpoints(ledger, clock, switches), Faults(self._seed))
+        self._service = Service(Deployment(ledger, clock, switches), Faults(self._seed))
         if not ledger.accounts():
             self._furnish()
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**20)
         app.router.add_post("/v4/{path:.+}", self._service.handle)
+        app.router.add_get("/openapi.json", self._show_document)
+        app.router.add_get("/play/{key}", self._enter)
+        app.router.add_get("/rounds/{number}", self._show_round)
         app.router.add_get("/sandbox/{what}", self._tell)
         app.router.add_post("/sandbox/{what}", self._set)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -79,12 +88,13 @@ class Sandbox:
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=1024)
         await site.start()
         self._port = self._runner.addresses[0][1]
+        self._service.deployment.base_url = self.base_url
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-        self._service.endpoints.ledger.close()
+        self._service.deployment.ledger.close()
 
     @property
     def base_url(self) -> str:
@@ -99,12 +109,12 @@ class Sandbox:
     @property
     def switches(self) -> Switches:
         """How this deployment behaves."""
-        return self._service.endpoints.switches
+        return self._service.deployment.switches
 
     @switches.setter
     def switches(self, switches: Switches) -> None:
-        self._service.endpoints.switches = switches
-        self._service.endpoints.ledger.row_delay = switches.row_delay
+        self._service.deployment.switches = switches
+        self._service.deployment.ledger.row_delay = switches.row_delay
 
     @property
     def executed(self) -> Mapping[str, int]:
@@ -113,14 +123,14 @@ class Sandbox:
 
     def account(self, name: str) -> Account:
         """Return the first account of that name, from the root downwards."""
-        account = self._service.endpoints.ledger.account_named(name)
+        account = self._service.deployment.ledger.account_named(name)
         if account is None:
             raise KeyError(name)
         return account
 
     def accounts(self) -> list[Account]:
         """Return all accounts, parents before their children."""
-        return self._service.endpoints.ledger.accounts()
+        return self._service.deployment.ledger.accounts()
 
     def token(self, name: str) -> str:
         """Return the token of the account of that name."""
@@ -162,8 +172,14 @@ class Sandbox:
 
         Returns:
             The account.
+
+        Raises:
+            ValueError: The name is not allowed.
+
+            KeyError: There is no such parent.
         """
-        ledger = self._service.endpoints.ledger
+        NAME.check(name)
+        ledger = self._service.deployment.ledger
         if parent is None:
             account = ledger.create_root(name, role, currency)
         else:
@@ -175,7 +191,7 @@ class Sandbox:
 
     def mint(self, account: Account, points: Decimal | int) -> Move:
         """Bring points into being at the root of an account, and move them to it."""
-        ledger = self._service.endpoints.ledger
+        ledger = self._service.deployment.ledger
         units = int(points * _UNIT)
         lineage = account.lineage
         move = ledger.mint(lineage[0], units)
@@ -183,15 +199,54 @@ class Sandbox:
             move = ledger.transfer(ledger.account(above), below, units, None)
         return move
 
+    def play(
+        self,
+        name: str,
+        user_code: int,
+        bet: Decimal | int,
+        win: Decimal | int = 0,
+        *,
+        provider_id: int = 1,
+        game_code: str = "aurora_1",
+    ) -> str:
+        """
+        Let a user play one round, in an agent's game.
+
+        Args:
+            name: The agent.
+
+            user_code: The user, with a balance that covers the bet.
+
+            bet: What goes from his balance to the agent's points.
+
+            win: What comes back, for which these must be enough.
+
+            provider_id: Whose game.
+
+            game_code: Which game.
+
+        Returns:
+            The round_id, which the two rows of the feed have.
+
+        Raises:
+            KeyError: There is no such agent, provider or game.
+        """
+        if _catalogue.game(PROVIDERS[provider_id], game_code) is None:
+            raise KeyError(game_code)
+        units = int(bet * _UNIT), int(win * _UNIT)
+        return self._service.deployment.arcade.play(
+            self.account(name), user_code, *units, provider_id, game_code
+        )
+
     def allow(self, name: str, addresses: str) -> None:
         """Set an account's Allowed IP: separated by spaces or new lines; blank: any."""
-        self._service.endpoints.ledger.update(
-            self.account(name), None, addresses.split()
-        )
+        allowed = addresses.split()
+        ADDRESSES.check(allowed)
+        self._service.deployment.ledger.update(self.account(name), None, allowed)
 
     def audit(self) -> tuple[Decimal, Decimal]:
         """Return what was minted, and the sum of all points and balances."""
-        minted, held = self._service.endpoints.ledger.audit()
+        minted, held = self._service.deployment.ledger.audit()
         return Decimal(minted) / _UNIT, Decimal(held) / _UNIT
 
     def __repr__(self) -> str:
@@ -202,6 +257,17 @@ class Sandbox:
         self.add("operator", "operator", parent="broker", points=_POINTS // 2)
         for name in ("shop_1", "shop_2"):
             self.add(name, parent="operator", points=1000)
+
+    async def _show_document(self, _: web.Request) -> web.Response:
+        return web.json_response(document())
+
+    async def _enter(self, request: web.Request) -> web.Response:
+        if not self._service.deployment.arcade.enter(request.match_info["key"]):
+            raise web.HTTPGone(text="this link was used, or is too old\n")
+        return web.Response(text="the game begins\n")
+
+    async def _show_round(self, request: web.Request) -> web.Response:
+        return web.Response(text=f"round {request.match_info['number']}\n")
 
     # For a stand-in in another process: what the methods above do, over HTTP.
 

@@ -1,348 +1,179 @@
-"""What each path of the contract answers."""
+"""What the paths of accounts, points, users and wallets answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final, Literal
-from zoneinfo import ZoneInfo
 
 import attrs
-import msgspec
 
-from aio_agentapi.sandbox import _members
+from aio_agentapi.sandbox._arcade import Arcade
 from aio_agentapi.sandbox._clock import Clock
-from aio_agentapi.sandbox._ledger import Account, Ledger, Move, RefusedCall, Row, User
-from aio_agentapi.sandbox._members import Body, Check
-
-BUSY: Final = 1018
-
-
-@attrs.frozen(kw_only=True)
-class Switches:
-    """
-    Where deployments of the service differ, or nobody knows.
-
-    Attributes:
-        limit: Calls in flight, beyond which 1018 is answered.
-
-        scope: What the limit counts by: the token, or the caller's address.
-
-        latency: Seconds that a call takes before it is executed.
-
-        jitter: Seconds by which that differs at most, either way.
-
-        statuses: ``"ok"``: HTTP 200 for every answer. ``"http"``: 401, 403, 429.
-
-        generation: ``"newer"`` or ``"older"`` form of the answers.
-
-        quoted_money: Amounts as texts.
-
-        zone: The zone of times that are written without one.
-
-        early_feed: What a feed read too early answers: 1018, or an empty list.
-
-        feed_spacing: Seconds between two readings from the same cursor.
-
-        row_delay: Seconds after which a new row of the feed can be seen.
-
-        empty_wallet: What ``wallet/withdraw-all`` of an empty one gives: an
-            amount of zero, or 2006.
-    """
-
-    limit: int = 50
-    scope: Literal["token", "ip"] = "token"
-    latency: float = 0.0
-    jitter: float = 0.0
-    statuses: Literal["ok", "http"] = "ok"
-    generation: Literal["newer", "older"] = "newer"
-    quoted_money: bool = False
-    zone: str = "UTC"
-    early_feed: Literal["busy", "empty"] = "busy"
-    feed_spacing: float = 30.0
-    row_delay: float = 0.0
-    empty_wallet: Literal["zero", "refused"] = "zero"
+from aio_agentapi.sandbox._forms import Forms, page
+from aio_agentapi.sandbox._ledger import Ledger
+from aio_agentapi.sandbox._members import Body
+from aio_agentapi.sandbox._records import Account
+from aio_agentapi.sandbox._switches import Switches
 
 
 @attrs.define(eq=False)
-class Endpoints:
+class Deployment:
     """
-    Does what a call asks for, once it has been let in.
+    What all endpoints share.
 
     Args:
         ledger: The books.
 
         clock: Tells the time.
 
-        switches: How this deployment behaves; may be changed at any time.
+        switches: How it behaves; may be changed at any time.
     """
 
     ledger: Ledger
     clock: Clock
     switches: Switches
-    _read_at: dict[tuple[int, int], datetime] = attrs.field(
-        init=False, factory=dict[tuple[int, int], datetime]
+    arcade: Arcade = attrs.field(init=False)
+    # Where it can be reached, once it runs: links into games lead there.
+    base_url: str = attrs.field(init=False, default="")
+    # When each cursor of a feed was read, by account, path and last_id.
+    read_at: dict[tuple[int, str, int], datetime] = attrs.field(
+        init=False, factory=dict[tuple[int, str, int], datetime]
     )
 
-    def money(self, units: int) -> object:
-        """Write an amount with its four decimals."""
-        text = f"{units // 10000}.{units % 10000:04}"
-        return text if self.switches.quoted_money else msgspec.Raw(text.encode())
+    def __attrs_post_init__(self) -> None:
+        self.arcade = Arcade(self.ledger)
 
-    def _local(self, moment: datetime) -> str:
-        return f"{moment.astimezone(ZoneInfo(self.switches.zone)):%Y-%m-%d %H:%M:%S}"
-
-    def _agent(self, account: Account) -> Body:
-        return {
-            "agent_code": account.code,
-            "name": account.name,
-            "role": account.role,
-            "parent_code": account.parent,
-            "depth": account.depth,
-            "currency": account.currency,
-            "balance": self.money(account.points),
-            "state": account.state,
-            "whitelist": account.whitelist,
-            "created_at": _iso(account.created),
-        }
-
-    def _point_move(self, move: Move, caller: Account) -> Body:
-        after = move.target_after
-        if move.source == caller.code and move.source_after is not None:
-            after = move.source_after
-        return {
-            "move_id": move.id,
-            "from_code": move.source,
-            "to_code": move.target,
-            "amount": self.money(move.amount),
-            "balance": self.money(after),
-            "reference": move.reference,
-            "created_at": _iso(move.created),
-        }
-
-    def _transaction(self, row: Row) -> Body:
-        return {
-            "trans_id": row.id,
-            "user_code": row.user,
-            "round_id": "",
-            "trans_type": row.kind,
-            "provider_id": 0,
-            "provider_name": "",
-            "game_code": "",
-            "game_name": "",
-            "category": "",
-            "prebalance": self.money(row.before),
-            "trans_amount": self.money(row.amount),
-            "balance": self.money(row.after),
-            "regdate": self._local(row.at),
-            "time_stamp": int(row.at.timestamp()),
-        }
-
-    # Endpoints
-
-    def agent_info(self, caller: Account, _: Body, address: str | None) -> Body:
-        """Answer ``agent/info``."""
-        answer = {
-            "name": caller.name,
-            "currency": caller.currency,
-            "balance": self.money(caller.points),
-            "agent_code": caller.code,
-            "role": caller.role,
-            "parent_code": caller.parent,
-            "state": caller.state,
-        }
-        if self.switches.generation == "older":
-            return answer | {"win_ratio": 95}
-        return answer | {
-            "rtp": 95,
-            "whitelist": caller.whitelist,
-            "client_ip": address,
-        }
-
-    def agent_create(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``agent/create``."""
-        account = self.ledger.create(
-            caller,
-            body["name"],
-            body["role"],
-            body.get("parent_code"),
-            body.get("whitelist") or (),
-        )
-        return self._agent(account) | {"token": account.token}
-
-    def agent_list(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``agent/list``."""
-        code = body.get("parent_code")
-        parent = caller if code is None else self.ledger.below(caller, code)
-        total, rows = self.ledger.children(
-            parent,
-            subtree=body.get("subtree") or False,
-            offset=body["offset"],
-            limit=body["limit"],
-        )
-        return {
-            "total": total,
-            "offset": body["offset"],
-            "count": len(rows),
-            "list": [self._agent(row) for row in rows],
-        }
-
-    def agent_update(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``agent/update``."""
-        account = self.ledger.below(caller, body["agent_code"])
-        return self._agent(
-            self.ledger.update(account, body.get("state"), body.get("whitelist"))
-        )
-
-    def agent_token(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``agent/token``."""
-        account = self.ledger.below(caller, body["agent_code"])
-        return {"token": self.ledger.reissue_token(account)}
-
-    def points_transfer(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``points/transfer``."""
-        move = self.ledger.transfer(
-            caller, body["agent_code"], body["amount"], body.get("reference")
-        )
-        return self._point_move(move, caller)
-
-    def points_reclaim(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``points/reclaim``."""
-        move = self.ledger.reclaim(
-            caller, body["agent_code"], body["amount"], body.get("reference")
-        )
-        return self._point_move(move, caller)
-
-    def points_history(self, caller: Account, body: Body, _: str | None) -> list[Body]:
-        """Answer ``points/history``."""
-        moves = self.ledger.history(caller, body["last_id"], body["limit"])
-        return [self._point_move(move, caller) for move in moves]
-
-    def user_create(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``user/create``."""
-        user, is_new = self.ledger.create_user(caller, body["name"])
-        return {"user_code": user.code, "is_new_user": is_new}
-
-    def user_info(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``user/info``."""
-        user = self.ledger.user(caller, body["user_code"])
-        return {"name": user.name, "balance": self.money(user.balance)}
-
-    def wallet_deposit(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``wallet/deposit``."""
-        user = self.ledger.deposit(caller, body["user_code"], body["amount"])
-        return self._moved(user, body["amount"])
-
-    def wallet_withdraw(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``wallet/withdraw``."""
-        user = self.ledger.withdraw(caller, body["user_code"], body["amount"])
-        return self._moved(user, body["amount"])
-
-    def wallet_withdraw_all(self, caller: Account, body: Body, _: str | None) -> Body:
-        """Answer ``wallet/withdraw-all``."""
-        user = self.ledger.user(caller, body["user_code"])
-        if user.balance == 0 and self.switches.empty_wallet == "zero":
-            return self._moved(user, 0)
-        # An empty one is refused by an amount that it does not have.
-        amount = user.balance or 1
-        return self._moved(self.ledger.withdraw(caller, user.code, amount), amount)
-
-    def game_transaction_id(
-        self, caller: Account, body: Body, _: str | None
-    ) -> list[Body]:
-        """Answer ``game/transaction-id``."""
-        last_id, now = body["last_id"], self.clock.now()
-        before = self._read_at.get((caller.code, last_id))
-        spacing = self.switches.feed_spacing
-        if before is not None and (now - before).total_seconds() < spacing:
-            if self.switches.early_feed == "busy":
-                raise RefusedCall(BUSY)
-            return []
-        self._read_at[caller.code, last_id] = now
-        rows = self.ledger.feed(caller, last_id, body["limit"])
-        return [self._transaction(row) for row in rows]
-
-    def _moved(self, user: User, amount: int) -> Body:
-        return {"balance": self.money(user.balance), "amount": self.money(amount)}
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    @property
+    def forms(self) -> Forms:
+        """How it writes its answers."""
+        return Forms(self.switches)
 
 
 @attrs.frozen
-class Route:
-    """What answers a path, and what its request must have."""
+class Asked:
+    """One call that was let in: whose, from where, and its members, checked."""
 
-    run: Callable[[Endpoints, Account, Body, str | None], object]
-    members: Mapping[str, Check]
+    caller: Account
+    body: Body
+    address: str | None
 
 
-# Contract 5; a name that ends in '?' may be left out or null.
-ROUTES: Final[Mapping[str, Route]] = {
-    "agent/info": Route(Endpoints.agent_info, {}),
-    "agent/create": Route(
-        Endpoints.agent_create,
-        {
-            "name": _members.text,
-            "role": _members.text,
-            "whitelist?": _members.texts,
-            "parent_code?": _members.code,
-        },
-    ),
-    "agent/list": Route(
-        Endpoints.agent_list,
-        {
-            "parent_code?": _members.code,
-            "subtree?": _members.flag,
-            "offset": _members.from_zero,
-            "limit": _members.count(1),
-        },
-    ),
-    "agent/update": Route(
-        Endpoints.agent_update,
-        {
-            "agent_code": _members.code,
-            "state?": _members.text,
-            "whitelist?": _members.texts,
-        },
-    ),
-    "agent/token": Route(Endpoints.agent_token, {"agent_code": _members.code}),
-    "points/transfer": Route(
-        Endpoints.points_transfer,
-        {
-            "agent_code": _members.code,
-            "amount": _members.amount,
-            "reference?": _members.reference,
-        },
-    ),
-    "points/reclaim": Route(
-        Endpoints.points_reclaim,
-        {
-            "agent_code": _members.code,
-            "amount": _members.amount,
-            "reference?": _members.reference,
-        },
-    ),
-    "points/history": Route(
-        Endpoints.points_history,
-        {"last_id": _members.from_zero, "limit": _members.count(1)},
-    ),
-    "user/create": Route(Endpoints.user_create, {"name": _members.text}),
-    "user/info": Route(Endpoints.user_info, {"user_code": _members.code}),
-    "wallet/deposit": Route(
-        Endpoints.wallet_deposit,
-        {"user_code": _members.code, "amount": _members.amount},
-    ),
-    "wallet/withdraw": Route(
-        Endpoints.wallet_withdraw,
-        {"user_code": _members.code, "amount": _members.amount},
-    ),
-    "wallet/withdraw-all": Route(
-        Endpoints.wallet_withdraw_all, {"user_code": _members.code}
-    ),
-    "game/transaction-id": Route(
-        Endpoints.game_transaction_id,
-        {"last_id": _members.from_zero, "limit": _members.count(10)},
-    ),
-}
+def agent_info(here: Deployment, asked: Asked) -> Body:
+    """Answer ``agent/info``."""
+    caller, forms = asked.caller, here.forms
+    quoted = here.switches.quoted_currency
+    answer = {
+        "name": caller.name,
+        "currency": str(caller.currency) if quoted else caller.currency,
+        "balance": forms.money(caller.points),
+        "agent_code": caller.code,
+        "role": caller.role,
+        "parent_code": caller.parent,
+        "state": caller.state,
+    }
+    if here.switches.generation == "older":
+        return answer | {"win_ratio": 95}
+    seen = forms.optional(whitelist=caller.whitelist, client_ip=asked.address)
+    return answer | {"rtp": 95} | seen
+
+
+def agent_create(here: Deployment, asked: Asked) -> Body:
+    """Answer ``agent/create``."""
+    body = asked.body
+    account = here.ledger.create(
+        asked.caller,
+        body["name"],
+        body["role"],
+        body.get("parent_code"),
+        body.get("whitelist") or (),
+    )
+    return here.forms.account(account) | {"token": account.token}
+
+
+def agent_list(here: Deployment, asked: Asked) -> Body:
+    """Answer ``agent/list``."""
+    body = asked.body
+    code = body.get("parent_code")
+    parent = asked.caller if code is None else here.ledger.below(asked.caller, code)
+    total, rows = here.ledger.children(
+        parent,
+        subtree=body.get("subtree") or False,
+        offset=body["offset"],
+        limit=body["limit"],
+    )
+    return page([here.forms.account(row) for row in rows], total, body["offset"])
+
+
+def agent_update(here: Deployment, asked: Asked) -> Body:
+    """Answer ``agent/update``."""
+    body = asked.body
+    account = here.ledger.below(asked.caller, body["agent_code"])
+    changed = here.ledger.update(account, body.get("state"), body.get("whitelist"))
+    return here.forms.account(changed)
+
+
+def agent_token(here: Deployment, asked: Asked) -> Body:
+    """Answer ``agent/token``."""
+    account = here.ledger.below(asked.caller, asked.body["agent_code"])
+    return {"token": here.ledger.reissue_token(account)}
+
+
+def points_transfer(here: Deployment, asked: Asked) -> Body:
+    """Answer ``points/transfer``."""
+    body = asked.body
+    move = here.ledger.transfer(
+        asked.caller, body["agent_code"], body["amount"], body.get("reference")
+    )
+    return here.forms.point_move(move, asked.caller)
+
+
+def points_reclaim(here: Deployment, asked: Asked) -> Body:
+    """Answer ``points/reclaim``."""
+    body = asked.body
+    move = here.ledger.reclaim(
+        asked.caller, body["agent_code"], body["amount"], body.get("reference")
+    )
+    return here.forms.point_move(move, asked.caller)
+
+
+def points_history(here: Deployment, asked: Asked) -> list[Body]:
+    """Answer ``points/history``."""
+    body = asked.body
+    moves = here.ledger.history(asked.caller, body["last_id"], body["limit"])
+    return [here.forms.point_move(move, asked.caller) for move in moves]
+
+
+def user_create(here: Deployment, asked: Asked) -> Body:
+    """Answer ``user/create``."""
+    user, is_new = here.ledger.create_user(asked.caller, asked.body["name"])
+    return {"user_code": user.code} | here.forms.optional(is_new_user=is_new)
+
+
+def user_info(here: Deployment, asked: Asked) -> Body:
+    """Answer ``user/info``."""
+    user = here.ledger.user(asked.caller, asked.body["user_code"])
+    return {"name": user.name, "balance": here.forms.money(user.balance)}
+
+
+def wallet_deposit(here: Deployment, asked: Asked) -> Body:
+    """Answer ``wallet/deposit``."""
+    amount = asked.body["amount"]
+    user = here.ledger.deposit(asked.caller, asked.body["user_code"], amount)
+    return here.forms.moved(user, amount)
+
+
+def wallet_withdraw(here: Deployment, asked: Asked) -> Body:
+    """Answer ``wallet/withdraw``."""
+    amount = asked.body["amount"]
+    user = here.ledger.withdraw(asked.caller, asked.body["user_code"], amount)
+    return here.forms.moved(user, amount)
+
+
+def wallet_withdraw_all(here: Deployment, asked: Asked) -> Body:
+    """Answer ``wallet/withdraw-all``."""
+    user = here.ledger.user(asked.caller, asked.body["user_code"])
+    if user.balance == 0 and here.switches.empty_wallet == "zero":
+        return here.forms.moved(user, 0)
+    # An empty one is refused by an amount that it does not have.
+    amount = user.balance or 1
+    emptied = here.ledger.withdraw(asked.caller, user.code, amount)
+    return here.forms.moved(emptied, amount)

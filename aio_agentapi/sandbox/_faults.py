@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import random
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import attrs
 
 Kind: TypeAlias = Literal[
-    "drop_before", "drop_after", "delay", "cut_json", "html_502", "empty", "busy"
-]
-
-KINDS: Final[tuple[Kind, ...]] = (
     "drop_before",
     "drop_after",
     "delay",
     "cut_json",
-    "html_502",
+    "html",
     "empty",
+    "wrong_shape",
+    "code",
     "busy",
-)
+]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
 @attrs.define
@@ -37,19 +37,40 @@ class Fault:
         share: With which probability a call is hit.
 
         seconds: How long, for a delay.
+
+        status: The HTTP status of the answer. None: the usual one.
+
+        executed: Whether the call is executed before it is answered so.
+
+        code: The code of the answer, for ``"code"``.
     """
 
     kind: Kind
     path: str | None = None
     times: int | None = None
     share: float = 1.0
-    seconds: float = 0.0
+    seconds: float = attrs.field(default=0.0, kw_only=True)
+    status: int | None = attrs.field(default=None, kw_only=True)
+    executed: bool = attrs.field(default=True, kw_only=True)
+    code: int = attrs.field(default=1001, kw_only=True)
+
+
+class Which(TypedDict, total=False):
+    """Which calls a fault hits and what becomes of them, as in :class:`Fault`."""
+
+    times: int | None
+    share: float
+    status: int | None
+    executed: bool
 
 
 @attrs.define
 class Faults:
     """
     The faults that are on; a call is hit by the first that fits.
+
+    Each method turns one on, and takes ``times``, ``share``, ``status`` and
+    ``executed`` as :class:`Fault` does.
 
     Args:
         seed: Of the dice for faults that hit a share of the calls.
@@ -69,46 +90,40 @@ class Faults:
             raise ValueError(msg)
         self._on.append(fault)
 
-    def drop_before(
-        self, path: str | None = None, *, times: int | None = None, share: float = 1.0
-    ) -> None:
+    def drop_before(self, path: str | None = None, **which: Unpack[Which]) -> None:
         """Close the connection instead of executing the call."""
-        self.add(Fault("drop_before", path, times, share))
+        self.add(Fault("drop_before", path, **which))
 
-    def drop_after(
-        self, path: str | None = None, *, times: int | None = None, share: float = 1.0
-    ) -> None:
+    def drop_after(self, path: str | None = None, **which: Unpack[Which]) -> None:
         """Execute the call and close the connection instead of answering."""
-        self.add(Fault("drop_after", path, times, share))
+        self.add(Fault("drop_after", path, **which))
 
     def delay(
-        self,
-        seconds: float,
-        path: str | None = None,
-        *,
-        times: int | None = None,
-        share: float = 1.0,
+        self, seconds: float, path: str | None = None, **which: Unpack[Which]
     ) -> None:
         """Execute the call so many seconds later than usual."""
-        self.add(Fault("delay", path, times, share, seconds))
+        self.add(Fault("delay", path, seconds=seconds, **which))
 
-    def cut_json(
-        self, path: str | None = None, *, times: int | None = None, share: float = 1.0
-    ) -> None:
-        """Execute the call and answer with the first half of the JSON."""
-        self.add(Fault("cut_json", path, times, share))
+    def cut_json(self, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Answer with the first half of the JSON."""
+        self.add(Fault("cut_json", path, **which))
 
-    def html_502(
-        self, path: str | None = None, *, times: int | None = None, share: float = 1.0
-    ) -> None:
-        """Execute the call and answer with a proxy's page of HTTP 502."""
-        self.add(Fault("html_502", path, times, share))
+    def html(self, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Answer with a page, as a proxy does: 502, or under 3xx one elsewhere."""
+        which.setdefault("status", 502)
+        self.add(Fault("html", path, **which))
 
-    def empty(
-        self, path: str | None = None, *, times: int | None = None, share: float = 1.0
-    ) -> None:
-        """Execute the call and answer with an empty body."""
-        self.add(Fault("empty", path, times, share))
+    def empty(self, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Answer with an empty body."""
+        self.add(Fault("empty", path, **which))
+
+    def wrong_shape(self, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Answer with success, and data that nobody expects."""
+        self.add(Fault("wrong_shape", path, **which))
+
+    def code(self, code: int, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Answer with a code, known or not."""
+        self.add(Fault("code", path, code=code, **which))
 
     def busy(self, times: int, path: str | None = None, *, share: float = 1.0) -> None:
         """Answer the next *times* calls with 1018."""

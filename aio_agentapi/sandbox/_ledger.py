@@ -1,144 +1,55 @@
 """
 The books of the stand-in: accounts, points, users and what moved them, in SQLite.
 
-Money is counted in whole ten-thousandths, as Python ints and as text in the
-tables: the largest amount, 10^15, does not fit the 64 bits of SQLite's integers.
-
 Points come into being only by :meth:`Ledger.mint`. Whatever else happens, the sum
 of all points and balances is what was minted.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import secrets
 import sqlite3
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from aio_agentapi.sandbox._clock import Clock
-
-# Contract 4.
-VALIDATION: Final = 1002
-FORBIDDEN: Final = 1010
-INVALID: Final = 1012
-NO_AGENT: Final = 2001
-NO_USER: Final = 2002
-NO_POINTS: Final = 2005
-NO_BALANCE: Final = 2006
-
-DEPOSIT: Final = 4
-WITHDRAW: Final = 8
+from aio_agentapi.sandbox._records import (
+    ACCOUNTS,
+    DEPOSIT,
+    FORBIDDEN,
+    INVALID,
+    MOVES,
+    NO_AGENT,
+    NO_BALANCE,
+    NO_POINTS,
+    NO_USER,
+    ROWS,
+    SCHEMA,
+    USERS,
+    VALIDATION,
+    VERSION,
+    WITHDRAW,
+    Account,
+    Move,
+    RefusedCall,
+    Row,
+    User,
+    read_account,
+    read_move,
+    read_row,
+    read_user,
+    stamp,
+)
 
 # The feed forgets after two days.
 _KEPT: Final = timedelta(days=2)
-
-_NAME: Final = re.compile(r"[A-Za-z0-9_]{2,50}")
-
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS accounts (
-    code INTEGER PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL,
-    parent INTEGER REFERENCES accounts, path TEXT NOT NULL UNIQUE,
-    depth INTEGER NOT NULL, currency INTEGER NOT NULL, points TEXT NOT NULL,
-    state TEXT NOT NULL, whitelist TEXT NOT NULL, token TEXT NOT NULL UNIQUE,
-    created TEXT NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS siblings ON accounts (ifnull(parent, 0), name);
-CREATE INDEX IF NOT EXISTS names ON accounts (name);
-CREATE TABLE IF NOT EXISTS moves (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER, target INTEGER NOT NULL,
-    amount TEXT NOT NULL, source_after TEXT, target_after TEXT NOT NULL,
-    caller INTEGER, reference TEXT, created TEXT NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS move_once ON moves (caller, reference)
-    WHERE reference IS NOT NULL;
-CREATE INDEX IF NOT EXISTS moves_from ON moves (source, id);
-CREATE INDEX IF NOT EXISTS moves_to ON moves (target, id);
-CREATE TABLE IF NOT EXISTS users (
-    code INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES accounts,
-    name TEXT NOT NULL, balance TEXT NOT NULL, UNIQUE (agent, name));
-CREATE TABLE IF NOT EXISTS feed (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, agent INTEGER NOT NULL,
-    user INTEGER NOT NULL, kind INTEGER NOT NULL, before TEXT NOT NULL,
-    amount TEXT NOT NULL, after TEXT NOT NULL, at TEXT NOT NULL,
-    visible TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS feed_of ON feed (agent, id);
-"""
-
-
-class RefusedCall(Exception):  # noqa: N818 - not a fault: the answer is a code
-    """The service says no: a code, and for 1002 which members are wrong."""
-
-    def __init__(self, code: int, **fields: str) -> None:
-        super().__init__(code)
-        self.code = code
-        self.fields = fields
-
-
-@attrs.frozen(kw_only=True)
-class Account:
-    """One row of the hierarchy; points in ten-thousandths."""
-
-    code: int
-    name: str
-    role: str
-    parent: int | None
-    path: str
-    depth: int
-    currency: int
-    points: int
-    state: str
-    whitelist: tuple[str, ...]
-    token: str = attrs.field(repr=False)
-    created: datetime
-
-    @property
-    def lineage(self) -> tuple[int, ...]:
-        """The codes from the root down to this account."""
-        return tuple(int(code) for code in self.path.split("/"))
-
-
-@attrs.frozen(kw_only=True)
-class Move:
-    """One move of points; amounts in ten-thousandths."""
-
-    id: int
-    source: int | None
-    target: int
-    amount: int
-    source_after: int | None
-    target_after: int
-    reference: str | None
-    created: datetime
-
-
-@attrs.frozen(kw_only=True)
-class User:
-    """One player; its balance in ten-thousandths."""
-
-    code: int
-    agent: int
-    name: str
-    balance: int
-
-
-@attrs.frozen(kw_only=True)
-class Row:
-    """One row of the feed; amounts in ten-thousandths."""
-
-    id: int
-    user: int
-    kind: int
-    before: int
-    amount: int
-    after: int
-    at: datetime
 
 
 @attrs.define(eq=False)
@@ -152,11 +63,11 @@ class Ledger:
         db: A file. None: memory.
     """
 
-    _clock: Clock = attrs.field(alias="clock")
+    clock: Clock
     _db: Path | None = attrs.field(alias="db", default=None)
     # Seconds after which a new row of the feed can be seen.
     row_delay: float = 0.0
-    _sql: sqlite3.Connection = attrs.field(init=False)
+    sql: sqlite3.Connection = attrs.field(init=False)
     _suspended: frozenset[int] = attrs.field(init=False, default=frozenset())
 
     def __attrs_post_init__(self) -> None:
@@ -165,42 +76,43 @@ class Ledger:
             self._db.touch()
             self._db.chmod(0o600)
         # One connection, used by one event loop; statements are explicit.
-        self._sql = sqlite3.connect(
+        self.sql = sqlite3.connect(
             self._db or ":memory:", isolation_level=None, check_same_thread=False
         )
-        self._sql.execute("PRAGMA journal_mode = WAL")
-        self._sql.execute("PRAGMA synchronous = NORMAL")
-        self._sql.executescript(_SCHEMA)
+        self._check_version()
+        self.sql.execute("PRAGMA journal_mode = WAL")
+        self.sql.execute("PRAGMA synchronous = NORMAL")
+        self.sql.executescript(SCHEMA)
         self._note_suspended()
 
     def close(self) -> None:
         """Close the file."""
-        self._sql.close()
+        self.sql.close()
 
     # Accounts
 
     def accounts(self) -> list[Account]:
         """Return every account, parents before their children."""
-        return [_account(r) for r in self._sql.execute(_ACCOUNTS + "ORDER BY path")]
+        return [read_account(r) for r in self.sql.execute(ACCOUNTS + "ORDER BY path")]
 
     def account(self, code: int) -> Account:
         """Return an account; 2001 if there is none."""
-        row = self._sql.execute(_ACCOUNTS + "WHERE code = ?", (code,)).fetchone()
+        row = self.sql.execute(ACCOUNTS + "WHERE code = ?", (code,)).fetchone()
         if row is None:
             raise RefusedCall(NO_AGENT)
-        return _account(row)
+        return read_account(row)
 
     def account_of(self, token: str) -> Account | None:
         """Return the account with a token."""
-        row = self._sql.execute(_ACCOUNTS + "WHERE token = ?", (token,)).fetchone()
-        return None if row is None else _account(row)
+        row = self.sql.execute(ACCOUNTS + "WHERE token = ?", (token,)).fetchone()
+        return None if row is None else read_account(row)
 
     def account_named(self, name: str) -> Account | None:
         """Return the first account of that name, from the root downwards."""
-        row = self._sql.execute(
-            f"{_ACCOUNTS} WHERE name = ? ORDER BY depth, path LIMIT 1", (name,)
+        row = self.sql.execute(
+            f"{ACCOUNTS} WHERE name = ? ORDER BY depth, path LIMIT 1", (name,)
         ).fetchone()
-        return None if row is None else _account(row)
+        return None if row is None else read_account(row)
 
     def is_suspended(self, account: Account) -> bool:
         """Tell whether the account or one above it is suspended."""
@@ -231,8 +143,6 @@ class Ledger:
         parent = self.below(caller, caller.code if parent_code is None else parent_code)
         if parent.role == "agent":
             raise RefusedCall(FORBIDDEN)
-        if role not in {"operator", "agent"}:
-            raise RefusedCall(VALIDATION, role="is operator or agent")
         return self._insert(name, role, parent, parent.currency, whitelist)
 
     def children(
@@ -244,25 +154,21 @@ class Ledger:
             # Everything whose path goes on behind the parent's; '0' follows '/'.
             where = "path > ? AND path < ?"
             values = [f"{parent.path}/", f"{parent.path}0"]
-        (total,) = self._sql.execute(
+        (total,) = self.sql.execute(
             f"SELECT count(*) FROM accounts WHERE {where}",  # noqa: S608 - one of two literals
             values,
         ).fetchone()
-        rows = self._sql.execute(
-            f"{_ACCOUNTS} WHERE {where} ORDER BY path LIMIT ? OFFSET ?",
+        rows = self.sql.execute(
+            f"{ACCOUNTS} WHERE {where} ORDER BY path LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
-        return total, [_account(row) for row in rows]
+        return total, [read_account(row) for row in rows]
 
     def update(
         self, account: Account, state: str | None, whitelist: Sequence[str] | None
     ) -> Account:
         """Change what is not None."""
-        if state not in {None, "active", "suspended"}:
-            raise RefusedCall(VALIDATION, state="is active or suspended")
-        if whitelist is not None:
-            _check_addresses(whitelist)
-        self._sql.execute(
+        self.sql.execute(
             "UPDATE accounts SET state = ifnull(?, state),"
             " whitelist = ifnull(?, whitelist) WHERE code = ?",
             (
@@ -277,7 +183,7 @@ class Ledger:
     def reissue_token(self, account: Account) -> str:
         """Give an account another token."""
         token = str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
-        self._sql.execute(
+        self.sql.execute(
             "UPDATE accounts SET token = ? WHERE code = ?", (token, account.code)
         )
         return token
@@ -290,20 +196,15 @@ class Ledger:
         currency: int,
         whitelist: Sequence[str],
     ) -> Account:
-        if not _NAME.fullmatch(name):
-            raise RefusedCall(
-                VALIDATION, name="is 2 to 50 letters, digits and underscores"
-            )
-        _check_addresses(whitelist)
-        with self._all_or_nothing():
-            (last,) = self._sql.execute(
+        with self.all_or_nothing():
+            (last,) = self.sql.execute(
                 "SELECT ifnull(max(code), 1000) FROM accounts"
             ).fetchone()
             code = last + 1
             # Of one width, so that paths sort as codes do.
             step = f"{code:012}"
             try:
-                self._sql.execute(
+                self.sql.execute(
                     "INSERT INTO accounts VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         code,
@@ -317,7 +218,7 @@ class Ledger:
                         "active",
                         json.dumps([*whitelist]),
                         str(uuid.UUID(bytes=secrets.token_bytes(16), version=4)),
-                        _stamp(self._clock.now()),
+                        stamp(self.clock.now()),
                     ),
                 )
             except sqlite3.IntegrityError:
@@ -327,21 +228,21 @@ class Ledger:
         return self.account(code)
 
     def _note_suspended(self) -> None:
-        rows = self._sql.execute("SELECT code FROM accounts WHERE state = 'suspended'")
+        rows = self.sql.execute("SELECT code FROM accounts WHERE state = 'suspended'")
         self._suspended = frozenset(code for (code,) in rows)
 
     # Points
 
     def mint(self, code: int, amount: int) -> Move:
         """Bring points into being, as the back office does."""
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             return self._move(None, self.account(code), amount, None, None)
 
     def transfer(
         self, caller: Account, code: int, amount: int, reference: str | None
     ) -> Move:
         """Move points from the caller to a direct child."""
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             child = self._child(caller, code)
             return self._move(
                 self.account(caller.code), child, amount, caller.code, reference
@@ -351,7 +252,7 @@ class Ledger:
         self, caller: Account, code: int, amount: int, reference: str | None
     ) -> Move:
         """Move points from a direct child to the caller."""
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             child = self._child(caller, code)
             return self._move(
                 child, self.account(caller.code), amount, caller.code, reference
@@ -359,12 +260,12 @@ class Ledger:
 
     def history(self, caller: Account, last_id: int, limit: int) -> list[Move]:
         """Return the moves in which an account is either side, oldest first."""
-        rows = self._sql.execute(
-            f"{_MOVES} WHERE source = :c AND id > :i UNION"
-            f" {_MOVES} WHERE target = :c AND id > :i ORDER BY id LIMIT :n",
+        rows = self.sql.execute(
+            f"{MOVES} WHERE source = :c AND id > :i UNION"
+            f" {MOVES} WHERE target = :c AND id > :i ORDER BY id LIMIT :n",
             {"c": caller.code, "i": last_id, "n": limit},
         )
-        return [_move(row) for row in rows]
+        return [read_move(row) for row in rows]
 
     def _child(self, caller: Account, code: int) -> Account:
         child = self.account(code)
@@ -381,19 +282,19 @@ class Ledger:
         reference: str | None,
     ) -> Move:
         if reference is not None:
-            row = self._sql.execute(
-                f"{_MOVES} WHERE caller = ? AND reference = ?", (caller, reference)
+            row = self.sql.execute(
+                f"{MOVES} WHERE caller = ? AND reference = ?", (caller, reference)
             ).fetchone()
             if row is not None:
-                return _same(_move(row), source, target, amount)
+                return _same(read_move(row), source, target, amount)
         left = None
         if source is not None:
             left = source.points - amount
             if left < 0:
                 raise RefusedCall(NO_POINTS)
-            self._set_points(source.code, left)
-        self._set_points(target.code, target.points + amount)
-        cursor = self._sql.execute(
+            self.set_points(source.code, left)
+        self.set_points(target.code, target.points + amount)
+        cursor = self.sql.execute(
             "INSERT INTO moves (source, target, amount, source_after, target_after,"
             " caller, reference, created) VALUES (?,?,?,?,?,?,?,?)",
             (
@@ -404,14 +305,14 @@ class Ledger:
                 str(target.points + amount),
                 caller,
                 reference,
-                _stamp(self._clock.now()),
+                stamp(self.clock.now()),
             ),
         )
-        row = self._sql.execute(f"{_MOVES} WHERE id = ?", (cursor.lastrowid,))
-        return _move(row.fetchone())
+        row = self.sql.execute(f"{MOVES} WHERE id = ?", (cursor.lastrowid,))
+        return read_move(row.fetchone())
 
-    def _set_points(self, code: int, points: int) -> None:
-        self._sql.execute(
+    def set_points(self, code: int, points: int) -> None:
+        self.sql.execute(
             "UPDATE accounts SET points = ? WHERE code = ?", (str(points), code)
         )
 
@@ -419,33 +320,29 @@ class Ledger:
 
     def create_user(self, caller: Account, name: str) -> tuple[User, bool]:
         """Return the user of that name, and whether it is new."""
-        if not _NAME.fullmatch(name):
-            raise RefusedCall(
-                VALIDATION, name="is 2 to 50 letters, digits and underscores"
-            )
-        cursor = self._sql.execute(
+        cursor = self.sql.execute(
             "INSERT INTO users (agent, name, balance) VALUES (?, ?, '0')"
             " ON CONFLICT DO NOTHING",
             (caller.code, name),
         )
-        row = self._sql.execute(
-            f"{_USERS} WHERE agent = ? AND name = ?", (caller.code, name)
+        row = self.sql.execute(
+            f"{USERS} WHERE agent = ? AND name = ?", (caller.code, name)
         ).fetchone()
-        return _user(row), cursor.rowcount == 1
+        return read_user(row), cursor.rowcount == 1
 
     def user(self, caller: Account, code: int) -> User:
         """Return a user of the caller; 2002 and 1010 otherwise."""
-        row = self._sql.execute(f"{_USERS} WHERE code = ?", (code,)).fetchone()
+        row = self.sql.execute(f"{USERS} WHERE code = ?", (code,)).fetchone()
         if row is None:
             raise RefusedCall(NO_USER)
-        user = _user(row)
+        user = read_user(row)
         if user.agent != caller.code:
             raise RefusedCall(FORBIDDEN)
         return user
 
     def deposit(self, caller: Account, code: int, amount: int) -> User:
         """Move points of the caller to a user's balance."""
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             user = self.user(caller, code)
             left = self.account(caller.code).points - amount
             if left < 0:
@@ -454,7 +351,7 @@ class Ledger:
 
     def withdraw(self, caller: Account, code: int, amount: int) -> User:
         """Move a user's balance to the caller's points."""
-        with self._all_or_nothing():
+        with self.all_or_nothing():
             user = self.user(caller, code)
             if user.balance < amount:
                 raise RefusedCall(NO_BALANCE)
@@ -464,14 +361,25 @@ class Ledger:
     def _pay(
         self, user: User, kind: int, amount: int, balance: int, points: int
     ) -> User:
-        self._set_points(user.agent, points)
-        self._sql.execute(
+        self.set_points(user.agent, points)
+        return self.book(user, kind, amount, balance)
+
+    def book(
+        self,
+        user: User,
+        kind: int,
+        amount: int,
+        balance: int,
+        played: tuple[str, int, str] = ("", 0, ""),
+    ) -> User:
+        """Give a user another balance, and write the row that says why."""
+        self.sql.execute(
             "UPDATE users SET balance = ? WHERE code = ?", (str(balance), user.code)
         )
-        now = self._clock.now()
-        self._sql.execute(
-            "INSERT INTO feed (agent, user, kind, before, amount, after, at, visible)"
-            " VALUES (?,?,?,?,?,?,?,?)",
+        now = self.clock.now()
+        self.sql.execute(
+            "INSERT INTO feed (agent, user, kind, before, amount, after, at, visible,"
+            " round, provider, game) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
             (
                 user.agent,
                 user.code,
@@ -479,8 +387,9 @@ class Ledger:
                 str(user.balance),
                 str(amount),
                 str(balance),
-                _stamp(now),
-                _stamp(now + timedelta(seconds=self.row_delay)),
+                stamp(now),
+                stamp(now + timedelta(seconds=self.row_delay)),
+                *played,
             ),
         )
         return attrs.evolve(user, balance=balance)
@@ -489,114 +398,70 @@ class Ledger:
 
     def feed(self, caller: Account, last_id: int, limit: int) -> list[Row]:
         """Return what moved balances, oldest first: two days of it, once visible."""
-        now = self._clock.now()
-        rows = self._sql.execute(
-            "SELECT id, user, kind, before, amount, after, at FROM feed"
-            " WHERE agent = ? AND id > ? AND visible <= ? AND at >= ?"
+        now = self.clock.now()
+        rows = self.sql.execute(
+            f"{ROWS} WHERE agent = ? AND id > ? AND visible <= ? AND at >= ?"
             " ORDER BY id LIMIT ?",
-            (
-                caller.code,
-                last_id,
-                _stamp(now),
-                _stamp(now - _KEPT),
-                limit,
-            ),
+            (caller.code, last_id, stamp(now), stamp(now - _KEPT), limit),
         )
-        return [_row(row) for row in rows]
+        return [read_row(row) for row in rows]
+
+    def feed_between(
+        self, caller: Account, start: datetime, end: datetime, offset: int, limit: int
+    ) -> tuple[int, list[Row]]:
+        """Return how many rows a window has, its end included, and a page of them."""
+        now = self.clock.now()
+        where = "WHERE agent = ? AND at >= ? AND at < ? AND visible <= ?"
+        values = (
+            caller.code,
+            stamp(max(start, now - _KEPT)),
+            # Times are told in whole seconds: the last one is meant as a whole.
+            stamp(end + timedelta(seconds=1)),
+            stamp(now),
+        )
+        (total,) = self.sql.execute(
+            f"SELECT count(*) FROM feed {where}",  # noqa: S608 - a literal
+            values,
+        ).fetchone()
+        rows = self.sql.execute(
+            f"{ROWS} {where} ORDER BY id LIMIT ? OFFSET ?", (*values, limit, offset)
+        )
+        return total, [read_row(row) for row in rows]
 
     def audit(self) -> tuple[int, int]:
         """Return what was minted, and the sum of all points and balances."""
         minted = sum(
             int(amount)
-            for (amount,) in self._sql.execute(
+            for (amount,) in self.sql.execute(
                 "SELECT amount FROM moves WHERE source IS NULL"
             )
         )
         held = sum(
             int(amount)
-            for (amount,) in self._sql.execute(
+            for (amount,) in self.sql.execute(
                 "SELECT points FROM accounts UNION ALL SELECT balance FROM users"
             )
         )
         return minted, held
 
+    def _check_version(self) -> None:
+        (version,) = self.sql.execute("PRAGMA user_version").fetchone()
+        (tables,) = self.sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and version != VERSION:
+            self.sql.close()
+            msg = "the file is of another version of the stand-in, or no such file"
+            raise sqlite3.DatabaseError(msg)
+        self.sql.execute(f"PRAGMA user_version = {VERSION}")
+
     @contextmanager
-    def _all_or_nothing(self) -> Generator[None]:
-        self._sql.execute("BEGIN IMMEDIATE")
+    def all_or_nothing(self) -> Generator[None]:
+        self.sql.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._sql.execute("ROLLBACK")
+            self.sql.execute("ROLLBACK")
             raise
-        self._sql.execute("COMMIT")
-
-
-_ACCOUNTS: Final = (
-    "SELECT code, name, role, parent, path, depth, currency, points, state,"
-    " whitelist, token, created FROM accounts "
-)
-_MOVES: Final = (
-    "SELECT id, source, target, amount, source_after, target_after, reference,"
-    " created FROM moves "
-)
-_USERS: Final = "SELECT code, agent, name, balance FROM users "
-
-
-def _stamp(moment: datetime) -> str:
-    """Write a time so that texts sort as times do."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _account(row: Sequence[Any]) -> Account:
-    code, name, role, parent, path, depth, currency, points, state = row[:9]
-    whitelist, token, created = row[9:]
-    return Account(
-        code=int(code),
-        name=name,
-        role=role,
-        parent=None if parent is None else int(parent),
-        path=path,
-        depth=int(depth),
-        currency=int(currency),
-        points=int(points),
-        state=state,
-        whitelist=tuple(json.loads(whitelist)),
-        token=token,
-        created=datetime.fromisoformat(created),
-    )
-
-
-def _move(row: Sequence[Any]) -> Move:
-    number, source, target, amount, source_after, target_after = row[:6]
-    reference, created = row[6:]
-    return Move(
-        id=int(number),
-        source=None if source is None else int(source),
-        target=int(target),
-        amount=int(amount),
-        source_after=None if source_after is None else int(source_after),
-        target_after=int(target_after),
-        reference=reference,
-        created=datetime.fromisoformat(created),
-    )
-
-
-def _user(row: Sequence[str]) -> User:
-    code, agent, name, balance = row
-    return User(code=int(code), agent=int(agent), name=name, balance=int(balance))
-
-
-def _row(row: Sequence[str]) -> Row:
-    number, user, kind, before, amount, after, at = row
-    return Row(
-        id=int(number),
-        user=int(user),
-        kind=int(kind),
-        before=int(before),
-        amount=int(amount),
-        after=int(after),
-        at=datetime.fromisoformat(at),
-    )
+        self.sql.execute("COMMIT")
 
 
 def _same(first: Move, source: Account | None, target: Account, amount: int) -> Move:
@@ -605,13 +470,3 @@ def _same(first: Move, source: Account | None, target: Account, amount: int) -> 
     if (first.source, first.target, first.amount) != (code, target.code, amount):
         raise RefusedCall(INVALID)
     return first
-
-
-def _check_addresses(whitelist: Sequence[str]) -> None:
-    for address in whitelist:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise RefusedCall(
-                VALIDATION, whitelist=f"{address[:40]!r} is no address"
-            ) from None

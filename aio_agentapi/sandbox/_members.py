@@ -1,26 +1,45 @@
-"""What a member of a request must be; each check raises ValueError with the reason."""
+"""
+What a member of a request must be.
+
+Each has a check, which raises ValueError with the reason, and the same said in JSON
+Schema for the document.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, cast
 
-from aio_agentapi.sandbox._ledger import VALIDATION, RefusedCall
+import attrs
+
+from aio_agentapi.sandbox._records import VALIDATION, RefusedCall
 
 Body: TypeAlias = dict[str, Any]
-Check: TypeAlias = Callable[[object], object]
+Schema: TypeAlias = Mapping[str, Any]
 
 _PAGE: Final = 2000
 _INT64: Final = 2**63
+_NAME: Final = "[A-Za-z0-9_]{2,50}"
+_MOMENT: Final = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
-def parse(text: bytes, members: Mapping[str, Check]) -> Body:
+@attrs.frozen
+class Member:
+    """What one member must be, for the service and for the document."""
+
+    check: Callable[[object], object]
+    schema: Schema
+
+
+def parse(sent_text: bytes, members: Mapping[str, Member]) -> Body:
     """Read a request; 1002 with every member that is wrong."""
     try:
-        sent = json.loads(text, parse_float=Decimal)
+        sent = json.loads(sent_text, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError):
         raise RefusedCall(VALIDATION, body="is no JSON") from None
     if not isinstance(sent, dict):
@@ -28,14 +47,14 @@ def parse(text: bytes, members: Mapping[str, Check]) -> Body:
     sent = cast("dict[str, object]", sent)
     body: Body = {}
     wrong: dict[str, str] = {}
-    for key, check in members.items():
+    for key, member in members.items():
         name = key.removesuffix("?")
         if sent.get(name) is None:
             if name == key:
                 wrong[name] = "is missing"
             continue
         try:
-            body[name] = check(sent[name])
+            body[name] = member.check(sent[name])
         except ValueError as error:
             wrong[name] = str(error)
     if wrong:
@@ -43,60 +62,71 @@ def parse(text: bytes, members: Mapping[str, Check]) -> Body:
     return body
 
 
-def code(value: object) -> int:
+def _code(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _INT64:
         msg = "is a whole number"
         raise ValueError(msg)
     return value
 
 
-def count(least: int) -> Callable[[object], int]:
+def _within(least: int, most: int) -> Member:
     def check(value: object) -> int:
-        if not least <= code(value) <= _PAGE:
-            msg = f"is {least} to 2000"
+        if not least <= _code(value) <= most:
+            msg = f"is {least} to {most}"
             raise ValueError(msg)
-        return code(value)
+        return _code(value)
 
-    return check
-
-
-def from_zero(value: object) -> int:
-    if code(value) < 0:
-        msg = "is 0 or more"
-        raise ValueError(msg)
-    return code(value)
+    return Member(check, {"type": "integer", "minimum": least, "maximum": most})
 
 
-def text(value: object) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         msg = "is a text"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
     return value
 
 
-def texts(value: object) -> Sequence[str]:
-    if not isinstance(value, list):
-        msg = "is a list of texts"
-        raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
-    return [text(part) for part in cast("list[object]", value)]
+def _matching(pattern: str, reason: str) -> Member:
+    def check(value: object) -> str:
+        if not re.fullmatch(pattern, _text(value)):
+            raise ValueError(reason)
+        return _text(value)
+
+    return Member(check, {"type": "string", "pattern": f"^{pattern}$"})
 
 
-def flag(value: object) -> bool:
+def _one_of(*words: str) -> Member:
+    def check(value: object) -> str:
+        if value not in words:
+            msg = f"is {' or '.join(words)}"
+            raise ValueError(msg)
+        return _text(value)
+
+    return Member(check, {"type": "string", "enum": list(words)})
+
+
+def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         msg = "is true or false"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
     return value
 
 
-def reference(value: object) -> str:
-    name = text(value)
-    if not re.fullmatch(r"[!-~]{1,64}", name):
-        msg = "is 1 to 64 visible ASCII characters"
-        raise ValueError(msg)
-    return name
+def _addresses(value: object) -> Sequence[str]:
+    if not isinstance(value, list):
+        msg = "is a list of texts"
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
+    found = [_text(part) for part in cast("list[object]", value)]
+    for address in found:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            msg = f"{address[:40]!r} is no address"
+            raise ValueError(msg) from None
+    return found
 
 
-def amount(value: object) -> int:
+def _amount(value: object) -> int:
     msg = "is more than 0, at most 10^15, with at most four decimals"
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
@@ -112,3 +142,78 @@ def amount(value: object) -> int:
     if shift < 0:
         raise ValueError(msg)
     return int(number + "0" * shift)
+
+
+def _moment(value: object) -> datetime:
+    # Without a zone: whoever reads it knows the deployment's.
+    text = _text(value)
+    try:
+        if re.fullmatch(_MOMENT, text):
+            return datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    msg = "is a time: yyyy-MM-dd HH:mm:ss"
+    raise ValueError(msg)
+
+
+def _instant(value: object) -> datetime:
+    text = _text(value)
+    try:
+        if re.match(r"\d{4}-\d\d-\d\dT", text):
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is not None:
+                return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    msg = "is a time of ISO 8601 with its zone"
+    raise ValueError(msg)
+
+
+CODE: Final = Member(
+    _code,
+    {
+        "type": "integer",
+        "format": "int64",
+        "minimum": 1 - _INT64,
+        "maximum": _INT64 - 1,
+    },
+)
+CURSOR: Final = _within(0, _INT64 - 1)
+ANY_LIMIT: Final = _within(1, _PAGE)
+FEED_LIMIT: Final = _within(10, _PAGE)
+# Twelve and thirteen exist, and nobody has a name for them.
+LANGUAGE: Final = _within(1, 13)
+NAME: Final = _matching(_NAME, "is 2 to 50 letters, digits and underscores")
+REFERENCE: Final = _matching("[!-~]{1,64}", "is 1 to 64 visible ASCII characters")
+TEXT: Final = Member(_text, {"type": "string"})
+NEW_ROLE: Final = _one_of("operator", "agent")
+STATE: Final = _one_of("active", "suspended")
+FLAG: Final = Member(_flag, {"type": "boolean"})
+ADDRESSES: Final = Member(
+    _addresses,
+    {
+        "type": "array",
+        "items": {
+            "type": "string",
+            "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}],
+        },
+    },
+)
+AMOUNT: Final = Member(
+    _amount,
+    {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 10**15,
+        "multipleOf": 0.0001,
+    },
+)
+MOMENT: Final = Member(
+    _moment,
+    {
+        "type": "string",
+        "pattern": f"^{_MOMENT}$",
+        "description": "In the zone of the deployment.",
+    },
+)
+INSTANT: Final = Member(_instant, {"type": "string", "format": "date-time"})

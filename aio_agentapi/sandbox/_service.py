@@ -12,43 +12,28 @@ import random
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
 from typing import Final
 
 import attrs
 import msgspec
 from aiohttp import web
 
-from aio_agentapi.sandbox._endpoints import BUSY, ROUTES, Endpoints, Route
+from aio_agentapi.sandbox._endpoints import Asked, Deployment
 from aio_agentapi.sandbox._faults import Fault, Faults
-from aio_agentapi.sandbox._ledger import VALIDATION, Account, RefusedCall
 from aio_agentapi.sandbox._members import Body, parse
-
-# Contract 4.
-NAMES: Final[Mapping[int, str]] = {
-    1: "UNDER_MAINTENANCE",
-    1001: "INTERNAL_SERVER_ERROR",
-    1002: "VALIDATION_ERROR",
-    1003: "SERVICE_EXCEPTION",
-    1005: "RESOURCE_NOT_FOUND",
-    1007: "TOKEN_NOT_FOUND",
-    1009: "TOKEN_INVALID",
-    1010: "PERMISSION_ERROR",
-    1011: "PROVIDER_ERROR",
-    1012: "PARAMETERS_INVALID",
-    1015: "CALLBACK_ERROR",
-    1018: "SERVER_IS_BUSY",
-    1020: "IP_NOT_ALLOWED",
-    2001: "AGENT_NOT_FOUND",
-    2002: "USER_NOT_FOUND",
-    2005: "POINT_NOT_ENOUGH",
-    2006: "BALANCE_NOT_ENOUGH",
-}
-_NO_TOKEN: Final = 1007
-_BAD_TOKEN: Final = 1009
-_FORBIDDEN: Final = 1010
-_BAD_IP: Final = 1020
-_BROKEN: Final = 1001
+from aio_agentapi.sandbox._records import (
+    BAD_IP,
+    BAD_TOKEN,
+    BROKEN,
+    BUSY,
+    FORBIDDEN,
+    NAMES,
+    NO_TOKEN,
+    VALIDATION,
+    Account,
+    RefusedCall,
+)
+from aio_agentapi.sandbox._routes import ROUTES, Route
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -89,12 +74,12 @@ class Service:
     Answers calls.
 
     Args:
-        endpoints: What they do.
+        deployment: What they do.
 
         faults: What goes wrong.
     """
 
-    endpoints: Endpoints
+    deployment: Deployment
     faults: Faults
     executed: Counter[str] = attrs.field(init=False, factory=Counter)
     _gauges: dict[str, Gauge] = attrs.field(init=False, factory=dict)
@@ -107,7 +92,7 @@ class Service:
 
     def gauge(self, account: Account, address: str = "127.0.0.1") -> Gauge:
         """Return the gauge that an account's calls are counted by."""
-        by_token = self.endpoints.switches.scope == "token"
+        by_token = self.deployment.switches.scope == "token"
         key = str(account.code) if by_token else address
         return self._gauges.setdefault(key, Gauge())
 
@@ -116,7 +101,8 @@ class Service:
         text = await request.read()
         path = request.match_info["path"]
         route = ROUTES.get(path)
-        if route is None:
+        older = self.deployment.switches.generation == "older"
+        if route is None or (route.newer and older):
             return web.Response(status=404, text="404: Not Found")
         try:
             account = self._admit(request)
@@ -126,7 +112,7 @@ class Service:
         if (peer := request.get_extra_info("peername")) not in self._peers:
             self._peers.add(peer)
             gauge.connections += 1
-        full = gauge.in_flight + gauge.foreign >= self.endpoints.switches.limit
+        full = gauge.in_flight + gauge.foreign >= self.deployment.switches.limit
         # A call that is refused anyway uses no fault up.
         fault = None if full else self.faults.take(path)
         if full or (fault is not None and fault.kind == "busy"):
@@ -161,20 +147,20 @@ class Service:
             raise RefusedCall(VALIDATION, **wrong)
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         if scheme != "Bearer" or not _UUID.fullmatch(token):
-            raise RefusedCall(_BAD_TOKEN)
-        account = self.endpoints.ledger.account_of(token)
+            raise RefusedCall(BAD_TOKEN)
+        account = self.deployment.ledger.account_of(token)
         if account is None:
-            raise RefusedCall(_NO_TOKEN)
+            raise RefusedCall(NO_TOKEN)
         if account.whitelist and request.remote not in account.whitelist:
-            raise RefusedCall(_BAD_IP)
-        if self.endpoints.ledger.is_suspended(account):
-            raise RefusedCall(_FORBIDDEN)
+            raise RefusedCall(BAD_IP)
+        if self.deployment.ledger.is_suspended(account):
+            raise RefusedCall(FORBIDDEN)
         return account
 
     def _latency(self, fault: Fault | None) -> float:
-        spread = self.endpoints.switches.jitter * (2 * self._dice.random() - 1)
+        spread = self.deployment.switches.jitter * (2 * self._dice.random() - 1)
         extra = fault.seconds if fault is not None and fault.kind == "delay" else 0.0
-        return max(0.0, self.endpoints.switches.latency + spread) + extra
+        return max(0.0, self.deployment.switches.latency + spread) + extra
 
     def _execute(
         self,
@@ -185,50 +171,62 @@ class Service:
         text: bytes,
         fault: Fault | None,
     ) -> web.StreamResponse:
-        kind = fault.kind if fault is not None else None
-        if kind == "drop_before":
+        if fault is not None and fault.kind == "drop_before":
             _hang_up(request)
+        if fault is not None and not fault.executed:
+            return self._spoil(fault, self._reply(None))
         try:
             body = parse(text, route.members)
-            answer = route.run(self.endpoints, account, body, request.remote)
+            answer = route.run(self.deployment, Asked(account, body, request.remote))
             self.executed[path] += 1
-            response = self._reply(0, answer)
+            response = self._reply(answer)
         except RefusedCall as refusal:
             response = self._refuse(refusal)
         except sqlite3.Error:
             # No room for the books, say: nothing was done.
-            response = self._refuse(RefusedCall(_BROKEN))
-        if kind == "drop_after":
+            response = self._refuse(RefusedCall(BROKEN))
+        if fault is None:
+            return response
+        if fault.kind == "drop_after":
             _hang_up(request)
-        if kind == "cut_json" and isinstance(response.body, bytes):
-            half = response.body[: len(response.body) // 2]
-            return web.Response(body=half, content_type="application/json")
-        if kind == "html_502":
+        return self._spoil(fault, response)
+
+    def _spoil(self, fault: Fault, response: web.Response) -> web.Response:
+        """Make of an answer what a fault wants."""
+        status = fault.status or response.status
+        if fault.kind == "html":
+            # Where nothing is: who follows it has lost the call.
+            headers = {"Location": "/elsewhere"} if 300 <= status < 400 else None  # noqa: PLR2004 - redirects
             return web.Response(
-                status=502,
-                text="<html><h1>502 Bad Gateway</h1></html>",
+                status=status,
+                text=f"<html><h1>{status}</h1></html>",
                 content_type="text/html",
+                headers=headers,
             )
-        if kind == "empty":
-            return web.Response(content_type="application/json")
-        return response
+        if fault.kind == "code":
+            return self._refuse(RefusedCall(fault.code), fault.status)
+        if fault.kind == "wrong_shape":
+            return _json(self.deployment.forms.envelope(0, None, "unexpected"), status)
+        body = response.body if isinstance(response.body, bytes) else b""
+        if fault.kind == "cut_json":
+            body = body[: len(body) // 2]
+        if fault.kind == "empty":
+            body = b""
+        return web.Response(status=status, body=body, content_type="application/json")
 
-    def _refuse(self, refusal: RefusedCall) -> web.Response:
-        code = refusal.code
-        status = 200
-        if self.endpoints.switches.statuses == "http":
-            status = {_NO_TOKEN: 401, _BAD_TOKEN: 401, _BAD_IP: 403, BUSY: 429}.get(
-                code, 200
-            )
+    def _refuse(self, refusal: RefusedCall, status: int | None = None) -> web.Response:
+        code, switches = refusal.code, self.deployment.switches
+        if status is None and switches.statuses == "http":
+            statuses = {NO_TOKEN: 401, BAD_TOKEN: 401, BAD_IP: 403}
+            status = {**statuses, BUSY: switches.busy_status}.get(code)
         fields = [{"field": k, "message": v} for k, v in refusal.fields.items()]
-        envelope: Body = {"code": code, "message": NAMES[code]}
-        if fields:
-            envelope["data"] = fields
-        return _json(envelope, status)
+        envelope = self.deployment.forms.envelope(code, NAMES.get(code), fields or None)
+        return _json(envelope, status or 200)
 
-    def _reply(self, code: int, answer: object) -> web.Response:
-        message = "OK" if self.endpoints.switches.generation == "older" else None
-        return _json({"code": code, "message": message, "data": answer}, 200)
+    def _reply(self, answer: object) -> web.Response:
+        older = self.deployment.switches.generation == "older"
+        message = "OK" if older else None
+        return _json(self.deployment.forms.envelope(0, message, answer), 200)
 
 
 def _json(envelope: Body, status: int) -> web.Response:

@@ -129,7 +129,7 @@ async def test_a_lost_answer_of_a_payment_is_not_sent_again(box: Sandbox) -> Non
     async with connect(box, "shop_1") as shop:
         user = (await shop.users.create("anna")).user_code
         for number, kind in enumerate(
-            ("drop_before", "drop_after", "cut_json", "html_502", "empty")
+            ("drop_before", "drop_after", "cut_json", "html", "empty")
         ):
             getattr(box.faults, kind)("wallet/deposit", times=1)
             with pytest.raises(OutcomeUnknownError) as caught:
@@ -146,7 +146,7 @@ async def test_a_lost_answer_of_points_is_sent_again(box: Sandbox) -> None:
     """With its reference, so that it moves once."""
     async with connect(box) as session:
         code = box.account("shop_1").code
-        for kind in ("drop_before", "drop_after", "cut_json", "html_502", "empty"):
+        for kind in ("drop_before", "drop_after", "cut_json", "html", "empty"):
             getattr(box.faults, kind)("points/transfer", times=2)
             await session.points.transfer(code, 1)
         assert await session.points.balance() == 500_000 - 5

@@ -324,8 +324,12 @@ async def test_the_feed_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_feed_read_too_early_is_read_again(box: Sandbox) -> None:
     """The 1018 of the feed waits for the interval, and leaves the share alone."""
     box.switches = Switches(feed_spacing=0.2)
-    async with connect(box, "shop_1", feed_interval=0.25) as shop:
-        first = [row async for row in shop.transactions.since(0)]
+    async with (
+        connect(box, "shop_1", feed_interval=0.25) as other,
+        connect(box, "shop_1", feed_interval=0.25) as shop,
+    ):
+        # Another process, say: what it has read is not known here.
+        first = [row async for row in other.transactions.since(0)]
         again = [row async for row in shop.transactions.since(0)]
         assert first == again == []
         state = shop.gate.statistics()

@@ -256,7 +256,10 @@ async def test_a_late_row_is_seen_later() -> None:
     """As long as it is switched to."""
     clock = ManualClock()
     switches = Switches(row_delay=5, feed_spacing=0)
-    async with Sandbox(switches, clock=clock) as box, connect(box, "shop_1") as shop:
+    async with (
+        Sandbox(switches, clock=clock) as box,
+        connect(box, "shop_1", feed_interval=0.01) as shop,
+    ):
         user = (await shop.users.create("anna")).user_code
         await shop.wallets.deposit(user, 5)
         assert [row async for row in shop.transactions.since(0)] == []
@@ -316,7 +319,7 @@ async def test_a_process_is_told_what_to_do() -> None:
         await box.fault(Fault("busy", times=1))
         await session.agents.info()
         assert (await box.gauge("operator")).busy == 1
-        await box.fault(Fault("html_502"))
+        await box.fault(Fault("html"))
         await box.clear_faults()
         await session.agents.info()
         async with aiohttp.ClientSession() as http:
@@ -352,7 +355,7 @@ async def test_delays_and_shares_of_calls(box: Sandbox) -> None:
         began = time.monotonic()
         await session.agents.info()
         assert time.monotonic() - began >= 0.19
-    box.faults.html_502("agent/list", share=0.3)
+    box.faults.html("agent/list", share=0.3)
     hits = 0
     for _ in range(50):
         try:

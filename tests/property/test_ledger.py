@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aio_agentapi.sandbox import ManualClock
-from aio_agentapi.sandbox._ledger import Ledger, RefusedCall
+from aio_agentapi.sandbox._ledger import Ledger
+from aio_agentapi.sandbox._records import RefusedCall
 
 UNITS = st.one_of(st.integers(1, 3), st.integers(1, 30), st.integers(1, 10**19))
 SOMEBODY = st.integers(0, 6)

@@ -1,0 +1,86 @@
+"""
+When a feed may be read again.
+
+The service wants a while between two readings from one place, and what it answers to
+an early one may look like an empty feed. So the readings of one place are made one
+after the other, each so long after the end of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+
+import attrs
+
+
+@attrs.define(eq=False)
+class _Place:
+    """Where a feed is read: who reads it, and when it may be read again."""
+
+    turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    ready: float = 0.0
+    users: int = 0
+
+
+@attrs.define(eq=False)
+class Pace:
+    """
+    The places that one token reads its feeds from.
+
+    Args:
+        interval: Seconds between the end of a reading and the next.
+    """
+
+    _interval: float = attrs.field(alias="interval")
+    _places: dict[Hashable, _Place] = attrs.field(init=False, factory=dict)
+
+    @asynccontextmanager
+    async def turn(
+        self,
+        place: Hashable,
+        pause: Callable[[float], Awaitable[object]],
+        until: float | None,
+    ) -> AsyncGenerator[None]:
+        """
+        Wait until a place may be read, and keep it while it is.
+
+        Args:
+            place: Two readings of equal places are kept apart.
+
+            pause: Sleeps for so many seconds.
+
+            until: The loop's time at which to give up. None: never.
+
+        Raises:
+            TimeoutError: The turn did not come in time, or will not.
+        """
+        loop = asyncio.get_running_loop()
+        spot = self._places.setdefault(place, _Place())
+        spot.users += 1
+        try:
+            async with asyncio.timeout_at(until):
+                await spot.turn.acquire()
+            try:
+                left = spot.ready - loop.time()
+                if until is not None and spot.ready > until:
+                    raise TimeoutError
+                if left > 0:
+                    await pause(left)
+                try:
+                    yield
+                finally:
+                    # From its end: the service may have counted it until then.
+                    spot.ready = loop.time() + self._interval
+            finally:
+                spot.turn.release()
+        finally:
+            spot.users -= 1
+            self._forget(loop.time())
+
+    def _forget(self, now: float) -> None:
+        """Drop what may be read by now: a reader leaves a place for each page."""
+        for place, spot in [*self._places.items()]:
+            if not spot.users and spot.ready <= now:
+                del self._places[place]

@@ -1,0 +1,111 @@
+"""How a deployment writes what it answers: amounts, times, members that may lack."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, cast
+from zoneinfo import ZoneInfo
+
+import attrs
+import msgspec
+
+from aio_agentapi.sandbox._members import Body
+from aio_agentapi.sandbox._records import Account, Move, User
+from aio_agentapi.sandbox._switches import Switches
+
+_UNIT: Final = 10_000
+
+
+@attrs.frozen
+class Forms:
+    """Writes records as the switches say."""
+
+    _switches: Switches = attrs.field(alias="switches")
+
+    def money(self, units: int) -> object:
+        """Write an amount of ten-thousandths in major units."""
+        text = f"{units // _UNIT}.{units % _UNIT:04}"
+        if self._switches.short_money:
+            text = text.rstrip("0").rstrip(".")
+        return text if self._switches.quoted_money else msgspec.Raw(text.encode())
+
+    def local(self, moment: datetime) -> str:
+        """Write a time that the contract has without a zone."""
+        if self._switches.dates == "iso":
+            return iso(moment)
+        form = "%Y-%m-%d" if self._switches.dates == "dashed" else "%Y.%m.%d"
+        zone = ZoneInfo(self._switches.zone)
+        return moment.astimezone(zone).strftime(f"{form} %H:%M:%S")
+
+    def moment(self, sent: datetime) -> datetime:
+        """Read a time that was sent without a zone."""
+        return sent.replace(tzinfo=ZoneInfo(self._switches.zone))
+
+    def optional(self, **members: object) -> Body:
+        """Write members that may be left out."""
+        if self._switches.optional == "missing":
+            return {}
+        if self._switches.optional == "null":
+            return dict.fromkeys(members)
+        return members
+
+    def envelope(self, code: int, message: str | None, data: object = None) -> Body:
+        """Wrap an answer; without data there is no such member."""
+        envelope: Body = {"code": code, "message": message}
+        if data is not None:
+            envelope["data"] = data
+        return _with_extra(envelope) if self._switches.extra else envelope
+
+    def account(self, account: Account) -> Body:
+        """Write an Agent."""
+        return {
+            "agent_code": account.code,
+            "name": account.name,
+            "role": account.role,
+            "parent_code": account.parent,
+            "depth": account.depth,
+            "currency": account.currency,
+            "balance": self.money(account.points),
+            "state": account.state,
+            "whitelist": account.whitelist,
+            "created_at": iso(account.created),
+        }
+
+    def point_move(self, move: Move, caller: Account) -> Body:
+        """Write a PointMove, with the points of the caller after it."""
+        after = move.target_after
+        if move.source == caller.code and move.source_after is not None:
+            after = move.source_after
+        return {
+            "move_id": move.id,
+            "from_code": move.source,
+            "to_code": move.target,
+            "amount": self.money(move.amount),
+            "balance": self.money(after),
+            "reference": move.reference,
+            "created_at": iso(move.created),
+        }
+
+    def moved(self, user: User, amount: int) -> Body:
+        """Write what a payment moved."""
+        return {"balance": self.money(user.balance), "amount": self.money(amount)}
+
+
+def page(rows: list[Body], total: int, offset: int) -> Body:
+    """Write one page of a list."""
+    return {"total": total, "offset": offset, "count": len(rows), "list": rows}
+
+
+def iso(moment: datetime) -> str:
+    """Write a time of ISO 8601 with milliseconds."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _with_extra(value: object) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        members = cast("Body", value)
+        more = {"newer_member": {"id": 1, "name": "x", "list": [None]}}
+        return {name: _with_extra(part) for name, part in members.items()} | more
+    if isinstance(value, list):
+        return [_with_extra(part) for part in cast("list[object]", value)]
+    return value

@@ -1,0 +1,76 @@
+"""How a deployment behaves where they differ, or nobody knows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Switches:
+    """
+    Where deployments of the service differ, or nobody knows.
+
+    Attributes:
+        limit: Calls in flight, beyond which 1018 is answered.
+
+        scope: What the limit counts by: the token, or the caller's address.
+
+        latency: Seconds that a call takes before it is executed.
+
+        jitter: Seconds by which that differs at most, either way.
+
+        statuses: ``"ok"``: HTTP 200 for every answer. ``"http"``: 401 for a bad
+            token, 403 for a bad address, and ``busy_status`` for 1018.
+
+        busy_status: Of 1018 under ``"http"``.
+
+        generation: ``"newer"`` or ``"older"`` form of the answers; ``game/all``
+            is there only in the newer one.
+
+        optional: Members that may be left out: there with their ``"value"``, as
+            ``"null"``, or ``"missing"``.
+
+        extra: Members that nobody has heard of, in every object.
+
+        quoted_money: Amounts as texts.
+
+        short_money: Amounts without zeros at their end: 5.5 and not 5.5000.
+
+        quoted_currency: The currency in ``agent/info`` as a text.
+
+        dates: Times without a zone as ``"dashed"`` (2024-05-31 12:00:00) or
+            ``"dotted"`` (2024.05.31 12:00:00); or in ISO 8601, with one.
+
+        zone: The zone of times that are written without one.
+
+        early_feed: What a feed read too early answers: 1018, or an empty list.
+
+        feed_spacing: Seconds between two readings from the same cursor, and
+            between any two of ``game/transaction``.
+
+        row_delay: Seconds after which a new row of the feed can be seen.
+
+        empty_wallet: What ``wallet/withdraw-all`` of an empty one gives: an
+            amount of zero, or 2006.
+    """
+
+    limit: int = 50
+    scope: Literal["token", "ip"] = "token"
+    latency: float = 0.0
+    jitter: float = 0.0
+    statuses: Literal["ok", "http"] = "ok"
+    busy_status: Literal[429, 503] = 429
+    generation: Literal["newer", "older"] = "newer"
+    optional: Literal["value", "null", "missing"] = "value"
+    extra: bool = False
+    quoted_money: bool = False
+    short_money: bool = False
+    quoted_currency: bool = False
+    dates: Literal["dashed", "dotted", "iso"] = "dashed"
+    zone: str = "UTC"
+    early_feed: Literal["busy", "empty"] = "busy"
+    feed_spacing: float = 30.0
+    row_delay: float = 0.0
+    empty_wallet: Literal["zero", "refused"] = "zero"
