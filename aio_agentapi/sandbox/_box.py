@@ -289,6 +289,12 @@ class Sandbox:
             self.foreign(sent["name"], sent["held"])
         elif what == "mint":
             self.mint(self.account(sent["name"]), Decimal(sent["points"]))
+        elif what == "play":
+            bet, win = Decimal(sent["bet"]), Decimal(sent["win"])
+            number = self.play(sent["name"], sent["user_code"], bet, win)
+            return web.json_response(number)
+        elif what == "switches":
+            self.switches = Switches(**sent)
         elif what == "fault":
             self.faults.add(Fault(**sent))
         elif what == "clear":
@@ -380,6 +386,17 @@ class SandboxProcess:
     async def mint(self, name: str, points: Decimal | int) -> None:
         """Bring points into being, and move them to the account of that name."""
         await self._ask("POST", "mint", json={"name": name, "points": str(points)})
+
+    async def play(
+        self, name: str, user_code: int, bet: Decimal | int, win: Decimal | int = 0
+    ) -> str:
+        """Let a user play one round; return its round_id."""
+        sent = {"name": name, "user_code": user_code, "bet": str(bet), "win": str(win)}
+        return str(await self._ask("POST", "play", json=sent))
+
+    async def switch(self, switches: Switches) -> None:
+        """Behave as another deployment from now on."""
+        await self._ask("POST", "switches", json=attrs.asdict(switches))
 
     async def fault(self, fault: Fault) -> None:
         """Turn a fault on."""

@@ -86,6 +86,11 @@ def _post(path: str, route: Route) -> dict[str, Any]:
     }
     for status, why in _STATUSES.items():
         answers[status] = {"description": why, **_content(_FAILURE_REF)}
+    if route.newer:
+        answers["404"] = {
+            "description": "In an older deployment.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
     return {
         "operationId": path.replace("/", "-"),
         "tags": [path.partition("/")[0]],

@@ -63,10 +63,13 @@ def parse(sent_text: bytes, members: Mapping[str, Member]) -> Body:
 
 
 def _code(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _INT64:
-        msg = "is a whole number"
-        raise ValueError(msg)
-    return value
+    # The size first: 1e999999999 is short to write. 5.0 is whole, too.
+    if isinstance(value, int | Decimal) and -_INT64 < value < _INT64:
+        number = int(value)
+        if number == value and not isinstance(value, bool):
+            return number
+    msg = "is a whole number"
+    raise ValueError(msg)
 
 
 def _within(least: int, most: int) -> Member:

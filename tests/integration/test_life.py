@@ -18,7 +18,7 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
     UsageError,
 )
-from aio_agentapi.sandbox import SandboxProcess, Switches
+from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
 
 
 def sockets() -> int:
@@ -150,25 +150,27 @@ async def test_a_cancelled_closing_leaves_nothing_open() -> None:
             assert sockets() <= before + 1
 
 
-async def test_closing_ends_a_pause() -> None:
-    """A call between two sendings is told at once."""
-    async with SandboxProcess(Switches(feed_spacing=60)) as box:
-        manager = SessionManager(box.base_url)
-        shop = manager.session(box.tokens["shop_1"])
-        assert [row async for row in shop.transactions.since(0)] == []
+async def test_closing_ends_a_pause(box: Sandbox) -> None:
+    """Calls that wait for their turn to read a feed are told at once."""
+    manager = SessionManager(box.base_url)
+    shop = manager.session(box.token("shop_1"))
+    assert [row async for row in shop.transactions.since(0)] == []
 
-        async def read() -> None:
-            async for _ in shop.transactions.since(0):
-                pass
+    async def read() -> None:
+        async for _ in shop.transactions.since(0):
+            pass
 
-        reading = asyncio.get_running_loop().create_task(read())
-        while (await box.gauge("shop_1")).served < 2:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        await manager.aclose()
-        with pytest.raises(ClosedError):
-            async with asyncio.timeout(1):
-                await reading
+    loop = asyncio.get_running_loop()
+    readings = [loop.create_task(read()) for _ in range(2)]
+    (place,) = shop._channel._pace._places.values()
+    while place.users < len(readings):
+        await asyncio.sleep(0)
+    await manager.aclose()
+    async with asyncio.timeout(1):
+        ends = await asyncio.gather(*readings, return_exceptions=True)
+    assert [type(end) for end in ends] == [ClosedError, ClosedError]
+    assert box.gauge("shop_1").served == 1
+    assert not place.users
 
 
 def test_closing_from_another_loop_closes_nothing() -> None:
