@@ -22,8 +22,6 @@ _WINDOW: Final = timedelta(hours=1)
 # Readings of a window whose rows move while it is read.
 _TRIES: Final = 5
 
-_SECOND: Final = timedelta(seconds=1)
-
 
 class TransType(OpenInt):
     """What a transaction was; a number we do not know is kept."""
@@ -156,11 +154,11 @@ class Transactions:
         keep up with what happens, :meth:`since` is the faster way.
 
         Args:
-            start: From when, with its zone; the service keeps two days. The second
-                in which it lies is included.
+            start: From when, with its zone; the service keeps two days. Its times
+                are whole seconds: the one in which this lies is included.
 
-            end: Until when, with its zone; the second in which it lies is not
-                included, unless *end* lies behind its beginning.
+            end: Until when, with its zone: the second in which it lies is not
+                included, so that the next reading can start there.
 
         Yields:
             Each transaction once, hour by hour, within an hour in the service's
@@ -184,12 +182,8 @@ class Transactions:
         if start.tzinfo is None or end.tzinfo is None or end < start:
             msg = "between: a start and a later end, each with its zone (tzinfo)"
             raise UsageError(msg)
-        # The service's times are whole seconds without a zone.
         zone = ZoneInfo(self._channel.settings.zone)
-        first = _wall(start, zone)
-        last = _wall(end, zone)
-        if last < end.astimezone(zone).replace(tzinfo=None):
-            last += _SECOND
+        first, last = _wall(start, zone), _wall(end, zone)
         lower, upper = first, last
         # What lies on the border of two windows is told in both.
         before: frozenset[int] = frozenset()

@@ -27,7 +27,10 @@ _TEXTS: Final[Schema] = {"type": "array", "items": _TEXT}
 
 def _or_null(schema: Schema) -> Schema:
     kinds = schema["type"]
-    wider = {**schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
+    wider = {
+        **schema,
+        "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"],
+    }
     if "enum" in schema:
         wider["enum"] = [*schema["enum"], None]
     return wider
