@@ -89,6 +89,11 @@ class Session:
         """The token's admission gate; ``gate.statistics()`` tells its state."""
         return self._channel.gate
 
+    @property
+    def settings(self) -> Settings:
+        """How its calls behave; those of a view are its own."""
+        return self._channel.settings
+
     def with_options(self, **options: float | str | None) -> Session:
         """
         Return a view of this session with other settings for its calls.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from aio_agentapi.cli import agents, demo, points, sandbox
+from aio_agentapi.cli import agents, call, demo, games, points, sandbox, users
 from aio_agentapi.cli._command import EXIT_CODES, keep_account
 
 
@@ -48,3 +48,8 @@ main.add_command(sandbox.sandbox)
 main.add_command(agents.info)
 main.add_command(agents.agents)
 main.add_command(points.points)
+main.add_command(users.users)
+main.add_command(users.wallets)
+main.add_command(users.transactions)
+main.add_command(games.games)
+main.add_command(call.call)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from enum import IntEnum
 from typing import Final, cast
 
+import attrs
 import click
 import msgspec
 from rich.console import Console
@@ -34,12 +36,14 @@ def line(record: object) -> None:
     click.echo(_ENCODER.encode(record))
 
 
-def words(value: object) -> str:
+def words(value: object) -> str:  # noqa: PLR0911 - one for each kind of value
     """Write a value as people read it."""
     if value is None or value == ():
         return "-"
     if isinstance(value, Decimal):
         return money(value)
+    if isinstance(value, IntEnum) and value.name != "UNKNOWN":
+        return value.name.lower()
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds")
     if isinstance(value, tuple):
@@ -54,6 +58,15 @@ def money(amount: Decimal) -> str:
     return f"{amount:,f}"
 
 
+def record(answer: attrs.AttrsInstance, *, as_json: bool) -> None:
+    """Write one record as a line of JSON, or a member on each line."""
+    if as_json:
+        line(answer)
+    else:
+        names = [field.name for field in attrs.fields(type(answer))]
+        facts([(name, getattr(answer, name)) for name in names])
+
+
 def facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Write a record as two columns."""
     width = max(len(name) for name, _ in pairs)
@@ -66,29 +79,39 @@ async def rows(
 ) -> None:
     """Write records as lines of JSON or a table, as they come."""
     if as_json:
-        async for record in records:
-            line(record)
+        async for row in records:
+            line(row)
         return
     # A table for each so many rows: a long list is shown while it is read.
     held: list[object] = []
-    async for record in records:
-        held += [record]
+    async for row in records:
+        held += [row]
         if len(held) == _PAGE:
             _table(held, columns)
             held.clear()
     _table(held, columns)
 
 
+def table(held: Sequence[object], columns: Sequence[str], *, as_json: bool) -> None:
+    """Write all of some records as lines of JSON or a table."""
+    if as_json:
+        for row in held:
+            line(row)
+    else:
+        _table(held, columns)
+
+
 def _table(held: Sequence[object], columns: Sequence[str]) -> None:
     if not held:
         return
-    table = Table(box=None, pad_edge=False)
+    drawn = Table(box=None, pad_edge=False)
     for column in columns:
-        number = isinstance(getattr(held[0], column), int | Decimal)
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for record in held:
-        table.add_row(*(words(getattr(record, column)) for column in columns))
-    console().print(table)
+        value = getattr(held[0], column)
+        number = isinstance(value, int | Decimal) and not isinstance(value, IntEnum)
+        drawn.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in held:
+        drawn.add_row(*(words(getattr(row, column)) for column in columns))
+    console().print(drawn)
 
 
 def tree(node: AgentNode) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-import attrs
 import click
 
 from aio_agentapi import Secret
@@ -18,6 +19,12 @@ as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON instead of a table."
 )
 
+_token_file_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="Write the token there, readable by you alone, instead of showing it.",
+)
+
 
 @click.command()
 @as_json_option
@@ -27,11 +34,7 @@ async def info(context: click.Context, as_json: bool) -> None:
     """Show the account that the token stands for."""
     async with open_session(context) as session:
         me = await session.agents.info()
-    if as_json:
-        _show.line(me)
-    else:
-        names = [field.name for field in attrs.fields(type(me))]
-        _show.facts([(name, getattr(me, name)) for name in names])
+    _show.record(me, as_json=as_json)
 
 
 @click.group()
@@ -78,11 +81,7 @@ async def tree(context: click.Context, as_json: bool) -> None:
 )
 @click.option("--parent", type=int, metavar="CODE", help="The account above; yours.")
 @click.option("--allow", multiple=True, metavar="IP", help="An allowed address.")
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="Write the token there, readable by you alone, instead of showing it.",
-)
+@_token_file_option
 @as_json_option
 @click.pass_context
 @runs
@@ -100,17 +99,11 @@ async def create(
 
     Its token is shown this once: the service does not tell it again.
     """
-    # Opened before the account exists: a token must not be lost to a wrong path.
-    kept = None if token_file is None else _new_file(token_file)
-    try:
+    with _kept_in(token_file) as kept:
         async with open_session(context) as session:
             new = await session.agents.create(
                 name, role=role, parent_code=parent, whitelist=allow
             )
-    except BaseException:
-        if token_file is not None and kept is not None:
-            _drop_file(token_file, kept)
-        raise
     written = kept is not None and _write(kept, new.token)
     with last_words():
         if as_json:
@@ -120,6 +113,31 @@ async def create(
             pairs = [(column, getattr(new.agent, column)) for column in _COLUMNS]
             place = f"in {token_file}" if written else new.token
             _show.facts([*pairs, ("token", place)])
+
+
+@agents.command("reissue-token")
+@click.argument("agent_code", type=int)
+@_token_file_option
+@as_json_option
+@click.pass_context
+@runs
+async def reissue_token(
+    context: click.Context, agent_code: int, token_file: Path | None, as_json: bool
+) -> None:
+    """
+    Give an account a new token; the old one stops working at once.
+
+    It is shown this once: the service does not tell it again.
+    """
+    with _kept_in(token_file) as kept:
+        async with open_session(context) as session:
+            token = await session.agents.reissue_token(agent_code)
+    written = kept is not None and _write(kept, token)
+    with last_words():
+        if as_json:
+            _show.line({"token": None if written else token})
+        else:
+            _show.facts([("token", f"in {token_file}" if written else token)])
 
 
 @agents.command()
@@ -162,14 +180,21 @@ def _write(kept: int, token: Secret) -> bool:
     return True
 
 
-def _new_file(path: Path) -> int:
+@contextmanager
+def _kept_in(path: Path | None) -> Generator[int | None]:
+    """Make a token's file; where there is no token in the end, there is no file."""
+    if path is None:
+        yield None
+        return
+    # Before the token exists: it must not be lost to a wrong path.
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        kept = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         msg = f"--token-file: {error}"
         raise click.UsageError(msg) from None
-
-
-def _drop_file(path: Path, kept: int) -> None:
-    os.close(kept)
-    path.unlink()
+    try:
+        yield kept
+    except BaseException:
+        os.close(kept)
+        path.unlink()
+        raise

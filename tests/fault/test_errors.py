@@ -49,11 +49,24 @@ ATTEMPTS: Final = 2
 Effect = str
 Call = Callable[[Session, int, int], Awaitable[object]]
 
+
+async def transfer(session: Session, user: int, shop: int) -> object:
+    """Move a point to the shop."""
+    del user
+    return await session.points.transfer(shop, 1)
+
+
+async def create(session: Session, user: int, shop: int) -> object:
+    """Create an agent."""
+    del user, shop
+    return await session.agents.create("new_one")
+
+
 # One call of each effect, with its path; money moves one point.
 CALLS: Final[Mapping[Effect, tuple[str, Call]]] = {
     "read": ("user/info", lambda s, user, _: s.users.info(user)),
-    "idempotent": ("points/transfer", lambda s, *u: s.points.transfer(u[1], 1)),
-    "create": ("agent/create", lambda s, *_: s.agents.create("new_one")),
+    "idempotent": ("points/transfer", transfer),
+    "create": ("agent/create", create),
     "money": ("wallet/deposit", lambda s, user, _: s.wallets.deposit(user, 1)),
 }
 EFFECTS: Final = ("read", "idempotent", "create", "money")
