@@ -7,16 +7,17 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 import aio_agentapi
-from aio_agentapi import resources
+from aio_agentapi import errors, resources
 from aio_agentapi._settings import PATHS
 from aio_agentapi._types import Operation
 
@@ -77,29 +78,101 @@ def test_every_module_keeps_the_rules_of_the_house() -> None:
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Global)], path
 
 
-def public_methods() -> list[tuple[str, str]]:
-    """Return every public coroutine of the resources, with its docstring."""
-    found: list[tuple[str, str]] = []
+def public_callables() -> list[tuple[str, Any]]:
+    """Return every public function and method of the library, with its name."""
+    found: list[tuple[str, Any]] = []
+    for module in (aio_agentapi, importlib.import_module("aio_agentapi.sandbox")):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isfunction(value):
+                found.append((name, value))
+            if inspect.isclass(value):
+                found += [(f"{name}.{n}", m) for n, m in methods(value)]
     for module in RESOURCES:
         for kind in vars(module).values():
-            if not inspect.isclass(kind) or kind.__module__ != module.__name__:
-                continue
-            for name, method in vars(kind).items():
-                calls = inspect.iscoroutinefunction(
-                    method
-                ) or inspect.isasyncgenfunction(method)
-                if calls and not name.startswith("_"):
-                    text = f"{kind.__name__}.{name}"
-                    found.append((text, inspect.getdoc(method) or ""))
-    return found
+            if inspect.isclass(kind) and kind.__module__ == module.__name__:
+                found += [(f"{kind.__name__}.{n}", m) for n, m in methods(kind)]
+    return sorted(dict(found).items())
 
 
-@pytest.mark.parametrize(("name", "text"), public_methods())
-def test_every_call_says_what_it_does(name: str, text: str) -> None:
-    """Arguments, result, errors with what they mean, and the source."""
-    assert "Raises:" in text, name
-    assert "Source:" in text, name
-    assert "Returns:" in text or "Yields:" in text, name
+def methods(kind: type) -> list[tuple[str, Any]]:
+    """Return the public methods that a class has of its own."""
+    plain = {
+        name: value.__func__ if isinstance(value, classmethod) else value
+        for name, value in vars(kind).items()
+    }
+    return [
+        (name, value)
+        for name, value in plain.items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    ]
+
+
+CALLABLES = public_callables()
+
+
+def section(text: str, title: str) -> str:
+    """Return one section of a docstring."""
+    found = re.search(rf"^{title}:\n((?:    .*\n|\n)*)", text + "\n", re.MULTILINE)
+    return found[1] if found else ""
+
+
+@pytest.mark.parametrize(("name", "method"), CALLABLES, ids=str)
+def test_every_docstring_has_its_form(name: str, method: Any) -> None:
+    """A sentence, and where there is an Args section, each argument in it."""
+    text = inspect.getdoc(method) or ""
+    first = text.split("\n\n", maxsplit=1)[0]
+    assert first.endswith("."), name
+    assert first[0].isupper(), name
+    parameters = set(inspect.signature(method).parameters) - {"self", "cls"}
+    told = set(re.findall(r"^    \*{0,2}(\w+):", section(text, "Args"), re.MULTILINE))
+    assert told in (parameters, set()), name
+
+
+def calls() -> list[tuple[str, str, set[str]]]:
+    """Return every call of the service: its docstring and its arguments."""
+    found: list[tuple[str, str, set[str]]] = []
+    for name, method in CALLABLES:
+        is_call = inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(
+            method
+        )
+        if is_call and method.__module__.startswith("aio_agentapi.resources"):
+            arguments = set(inspect.signature(method).parameters) - {"self"}
+            found.append((name, inspect.getdoc(method) or "", arguments))
+    text = inspect.getdoc(aio_agentapi.Session.call) or ""
+    return [*found, ("Session.call", text, {"path", "body", "effect"})]
+
+
+# What an error says of the caller's money, or of what else he wanted.
+SURE = (
+    "Nothing was sent",
+    "Nothing moved",
+    "Nothing was created",
+    "Nothing was changed",
+    "Nothing happened",
+    "It may have happened",
+    "what became of the rows before it",
+)
+
+
+@pytest.mark.parametrize(("name", "text", "arguments"), calls(), ids=str)
+def test_every_call_says_what_it_does(
+    name: str, text: str, arguments: set[str]
+) -> None:
+    """Arguments, result, errors with what they mean for money, and the source."""
+    told = set(re.findall(r"^    (\w+):", section(text, "Args"), re.MULTILINE))
+    assert told == arguments, name
+    assert section(text, "Source"), name
+    assert section(text, "Returns") or section(text, "Yields"), name
+    raises = re.split(r"\n\n", section(text, "Raises").strip())
+    assert raises != [""], name
+    kind, verb = name.split(".")
+    effect = EFFECTS.get(f"{kind.lower()}.{verb}", "read")
+    for entry in raises:
+        error = entry.strip().split(":")[0]
+        assert error in errors.__all__ or error == "Exception", (name, error)
+        if effect != "read":
+            assert any(words in " ".join(entry.split()) for words in SURE), entry
 
 
 def operations() -> list[tuple[ModuleType, Operation[object]]]:
@@ -110,6 +183,11 @@ def operations() -> list[tuple[ModuleType, Operation[object]]]:
         for value in vars(module).values()
         if isinstance(value, Operation)
     ]
+
+
+EFFECTS = {operation.name: operation.effect for _, operation in operations()}
+EFFECTS |= {"agents.suspend": "idempotent", "agents.resume": "idempotent"}
+EFFECTS |= {"points.distribute": "idempotent", "session.call": "money"}
 
 
 def test_every_operation_has_a_path_and_every_path_an_operation() -> None:

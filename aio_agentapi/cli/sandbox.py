@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import signal
 import sqlite3
@@ -12,7 +13,7 @@ import click
 
 from aio_agentapi.cli._command import runs
 from aio_agentapi.errors import UsageError
-from aio_agentapi.sandbox import Sandbox, Switches
+from aio_agentapi.sandbox import Sandbox, Switches, document
 
 
 @click.command()
@@ -30,14 +31,22 @@ from aio_agentapi.sandbox import Sandbox, Switches
 @click.option(
     "--db", type=click.Path(path_type=Path), help="Keep the state in this file."
 )
+@click.option(
+    "--openapi", is_flag=True, help="Write the OpenAPI document, and do nothing else."
+)
 @runs
-async def sandbox(port: int, limit: int, latency: float, db: Path | None) -> None:
+async def sandbox(
+    port: int, limit: int, latency: float, db: Path | None, openapi: bool
+) -> None:
     """
     Run a stand-in for the service, with a small hierarchy ready to use.
 
     It answers on this machine only, until it is interrupted. The tokens that it
     prints are its own, and worth nothing elsewhere.
     """
+    if openapi:
+        click.echo(json.dumps(document(), indent=2))
+        return
     if limit < 1 or not 0 <= latency < math.inf:
         msg = "--limit is at least 1, and --latency at least 0"
         raise UsageError(msg)

@@ -370,9 +370,9 @@ class Agents:
             The new token, shown this once.
 
         Raises:
-            ForbiddenError: Not the caller or below it. The old token still works.
+            ForbiddenError: Not the caller or below it. Nothing was changed.
 
-            NotFoundError: There is no such account.
+            NotFoundError: There is no such account. Nothing was changed.
 
             OutcomeUnknownError: The answer was lost. It may have happened: the old
                 token may be gone; have it reissued once more.
