@@ -39,6 +39,8 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@# It finds the package by the first python of the path.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/basedpyright --verifytypes aio_agentapi --ignoreexternal
 
 test: check
 	$(BIN)/coverage erase

@@ -22,10 +22,20 @@ from aio_agentapi._settings import PATHS
 from aio_agentapi._types import Operation
 
 ROOT = Path(aio_agentapi.__file__).parent
-PUBLIC = ["aio_agentapi", "aio_agentapi.errors", "aio_agentapi.sandbox"]
 RESOURCES: list[ModuleType] = [
     importlib.import_module(f"aio_agentapi.resources.{module.name}")
     for module in pkgutil.iter_modules(resources.__path__)
+]
+
+
+# Every module without an underscore: what users may import.
+PUBLIC = [
+    "aio_agentapi",
+    *(
+        module.name
+        for module in pkgutil.walk_packages(aio_agentapi.__path__, "aio_agentapi.")
+        if not any(part.startswith("_") for part in module.name.split("."))
+    ),
 ]
 
 
@@ -33,16 +43,19 @@ RESOURCES: list[ModuleType] = [
 def test_all_is_true(name: str) -> None:
     """What is in __all__ is there, sorted, and nothing else looks public."""
     module = importlib.import_module(name)
-    assert sorted(module.__all__) == sorted(set(module.__all__))
+    # A package shows what is below it; a module what is defined in it.
+    home = name if hasattr(module, "__path__") else f"{name}#"
     visible = {
         key
         for key, value in vars(module).items()
         if not key.startswith("_")
         and not inspect.ismodule(value)
-        and getattr(value, "__module__", "").startswith("aio_agentapi")
+        and f"{getattr(value, '__module__', '')}#".startswith(home)
     }
-    assert visible <= set(module.__all__)
-    for key in module.__all__:
+    told = getattr(module, "__all__", [])
+    assert sorted(set(told)) == sorted(told)
+    assert visible <= set(told)
+    for key in told:
         assert hasattr(module, key)
 
 
@@ -185,9 +198,13 @@ def operations() -> list[tuple[ModuleType, Operation[object]]]:
     ]
 
 
-EFFECTS = {operation.name: operation.effect for _, operation in operations()}
-EFFECTS |= {"agents.suspend": "idempotent", "agents.resume": "idempotent"}
-EFFECTS |= {"points.distribute": "idempotent", "session.call": "money"}
+EFFECTS = {
+    **{operation.name: operation.effect for _, operation in operations()},
+    "agents.suspend": "idempotent",
+    "agents.resume": "idempotent",
+    "points.distribute": "idempotent",
+    "session.call": "money",
+}
 
 
 def test_every_operation_has_a_path_and_every_path_an_operation() -> None:

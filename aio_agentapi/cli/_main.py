@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from aio_agentapi.cli import agents, call, demo, games, points, sandbox, users
+from aio_agentapi.cli import (
+    _agents,
+    _call,
+    _demo,
+    _games,
+    _points,
+    _sandbox,
+    _users,
+)
 from aio_agentapi.cli._command import EXIT_CODES, keep_account
 
 
@@ -43,13 +51,13 @@ def main(
     keep_account(context, account, config, token)
 
 
-main.add_command(demo.demo)
-main.add_command(sandbox.sandbox)
-main.add_command(agents.info)
-main.add_command(agents.agents)
-main.add_command(points.points)
-main.add_command(users.users)
-main.add_command(users.wallets)
-main.add_command(users.transactions)
-main.add_command(games.games)
-main.add_command(call.call)
+main.add_command(_demo.demo)
+main.add_command(_sandbox.sandbox)
+main.add_command(_agents.info)
+main.add_command(_agents.agents)
+main.add_command(_points.points)
+main.add_command(_users.users)
+main.add_command(_users.wallets)
+main.add_command(_users.transactions)
+main.add_command(_games.games)
+main.add_command(_call.call)

@@ -12,6 +12,16 @@ import attrs
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import AgentCode, OpenStr, Operation, Query, Secret
 
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "AgentNode",
+    "Agents",
+    "NewAgent",
+    "Role",
+    "State",
+]
+
 # The service's own bound on the rows of a page.
 _PAGE: Final = 2000
 

@@ -12,6 +12,16 @@ import attrs
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import OpenInt, OpenStr, Operation, Query, UserCode
 
+__all__ = [
+    "Category",
+    "Game",
+    "Games",
+    "Language",
+    "OnlineGame",
+    "Provider",
+    "ProviderStatus",
+]
+
 
 class Language(OpenInt):
     """In which names are told; a number we do not know is kept."""

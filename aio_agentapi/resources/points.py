@@ -16,6 +16,14 @@ from aio_agentapi._channel import Channel
 from aio_agentapi._types import AgentCode, Amount, Operation, Query, exact
 from aio_agentapi.errors import AgentAPIError
 
+__all__ = [
+    "Distributed",
+    "Plan",
+    "PlanRow",
+    "PointMove",
+    "Points",
+]
+
 # The service's own bound on the rows of a page.
 _PAGE: Final = 2000
 

@@ -15,6 +15,12 @@ from aio_agentapi._channel import Channel
 from aio_agentapi._types import OpenInt, Operation, Query, UserCode
 from aio_agentapi.errors import OutcomeUnknownError, UsageError
 
+__all__ = [
+    "TransType",
+    "Transaction",
+    "Transactions",
+]
+
 # The service's own bounds: the rows of a page, and the length of a window.
 _PAGE: Final = 2000
 _WINDOW: Final = timedelta(hours=1)

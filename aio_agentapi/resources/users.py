@@ -13,6 +13,13 @@ from aio_agentapi._channel import Channel
 from aio_agentapi._types import Operation, Query, UserCode
 from aio_agentapi.errors import UsageError
 
+__all__ = [
+    "NewUser",
+    "User",
+    "UserStatistics",
+    "Users",
+]
+
 # The service's own bound on the rows of a page.
 _PAGE: Final = 2000
 

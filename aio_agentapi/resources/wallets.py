@@ -10,6 +10,11 @@ import attrs
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import Amount, Operation, Payment, UserCode, exact
 
+__all__ = [
+    "Moved",
+    "Wallets",
+]
+
 
 @attrs.frozen(kw_only=True)
 class Moved:

@@ -10,12 +10,13 @@ from pathlib import Path
 from aio_agentapi.sandbox._box import Sandbox, serve
 from aio_agentapi.sandbox._switches import Switches
 
-options = json.loads(sys.argv[1])
-asyncio.run(
-    serve(
-        Sandbox(
-            Switches(**options["switches"]),
-            db=Path(options["db"]) if "db" in options else None,
-        )
-    )
-)
+
+def run() -> None:
+    """Serve as the one argument says."""
+    options = json.loads(sys.argv[1])
+    db = Path(options["db"]) if "db" in options else None
+    asyncio.run(serve(Sandbox(Switches(**options["switches"]), db=db)))
+
+
+if __name__ == "__main__":
+    run()

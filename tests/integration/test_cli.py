@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from aio_agentapi import Secret, Session
-from aio_agentapi.cli.agents import _write
+from aio_agentapi.cli._agents import _write
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
 from tests.conftest import TOKEN, connect
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from aio_agentapi.cli import _show
+from aio_agentapi.cli._agents import as_json_option
 from aio_agentapi.cli._command import open_session, runs
-from aio_agentapi.cli.agents import as_json_option
 
 _PROVIDER = ("provider_id", "provider_name", "locale_name", "status")
 _GAME = ("provider_id", "game_code", "game_name", "locale_name", "category", "reg_date")

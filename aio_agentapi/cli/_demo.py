@@ -24,7 +24,7 @@ from aio_agentapi import NewAgent, Session, SessionManager, run_many
 from aio_agentapi.cli._command import REFUSED, runs
 from aio_agentapi.cli._distribute import Results, Summary, distribute
 from aio_agentapi.cli._plan import PlanFile
-from aio_agentapi.cli.points import summary_lines
+from aio_agentapi.cli._points import summary_lines
 from aio_agentapi.errors import UsageError
 from aio_agentapi.sandbox import Gauge, SandboxProcess, Switches
 

@@ -9,8 +9,8 @@ import click
 
 from aio_agentapi import Moved, Session
 from aio_agentapi.cli import _show
+from aio_agentapi.cli._agents import as_json_option
 from aio_agentapi.cli._command import last_words, open_session, runs
-from aio_agentapi.cli.agents import as_json_option
 
 _SUMS = (
     "user_code",

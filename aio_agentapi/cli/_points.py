@@ -21,6 +21,7 @@ from rich.progress import (
 
 from aio_agentapi import PointMove
 from aio_agentapi.cli import _show
+from aio_agentapi.cli._agents import as_json_option
 from aio_agentapi.cli._command import (
     WRONG,
     guarded,
@@ -31,7 +32,6 @@ from aio_agentapi.cli._command import (
 )
 from aio_agentapi.cli._distribute import Results, Summary, distribute
 from aio_agentapi.cli._plan import Checked, Form, PlanFile
-from aio_agentapi.cli.agents import as_json_option
 from aio_agentapi.errors import UsageError
 
 _COLUMNS = (
