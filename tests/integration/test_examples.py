@@ -7,10 +7,17 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
+import attrs
 import pytest
 
-from aio_agentapi.sandbox import SandboxProcess
+from aio_agentapi import errors
+from aio_agentapi._settings import PATHS
+from aio_agentapi._wire import CODES
+from aio_agentapi.cli._main import main
+from aio_agentapi.sandbox import SandboxProcess, Switches
+from aio_agentapi.sandbox._faults import Kind
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -92,3 +99,66 @@ def test_links_inside_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), (page, link)
+
+
+def test_the_errors_page_has_the_whole_tree() -> None:
+    """Every class, where it stands, and whether it happened; each with what to do."""
+    page = (ROOT / "docs" / "errors.md").read_text()
+    tree = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+    assert tree is not None
+    above: list[str] = []
+    told: dict[str, tuple[str | None, str]] = {}
+    for line in tree[1].splitlines():
+        name, happened = re.sub("[│├└─ ]+", " ", line).split()
+        depth = (len(line) - len(line.lstrip("│├└─ "))) // 4
+        above = [*above[:depth], name]
+        told[name] = (above[depth - 1] if depth else None, happened)
+    classes = [getattr(errors, name) for name in errors.__all__ if name != "Happened"]
+    assert told == {
+        kind.__name__: (
+            None if kind is errors.AgentAPIError else kind.__base__.__name__,
+            kind.happened,
+        )
+        for kind in classes
+    }
+    # Those that a code becomes are in the table of codes.
+    for kind in classes[1:]:
+        if not kind.__subclasses__():
+            assert f"| `{kind.__name__}` |" in page
+
+
+def test_the_errors_page_has_every_code() -> None:
+    """With its name, its error, and whether it happened."""
+    page = (ROOT / "docs" / "errors.md").read_text()
+    rows = re.findall(r"\| (\d+) \| (\w+) \| `(\w+)` \| (\w+) \|", page)
+    assert rows == [
+        (str(code), name, kind.__name__, kind.happened)
+        for code, (name, kind) in CODES.items()
+    ]
+
+
+def test_the_commands_are_told() -> None:
+    """Every command of the command line is on its page."""
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    for group, command in main.commands.items():
+        names = getattr(command, "commands", None)
+        for name in names or [""]:
+            assert f"`{f'{group} {name}'.strip()}" in page
+
+
+def test_the_settings_of_the_stand_in_are_told() -> None:
+    """Every switch and every fault is on its page."""
+    page = (ROOT / "docs" / "stand-in.md").read_text()
+    names = [field.name for field in attrs.fields(Switches)]
+    for name in [*names, *get_args(Kind)]:
+        assert re.search(rf"`{name}\b", page), name
+
+
+def test_the_start_page_and_the_readme_have_every_call() -> None:
+    """Each operation of the client is told to whoever begins."""
+    start = (ROOT / "docs" / "start.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for operation in PATHS:
+        method = operation.split(".")[1]
+        assert re.search(rf"`(\w+\.)?{method}\(", start), operation
+        assert f"`{method}`" in readme
