@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench format changelog clean
+.PHONY: help demo test check bench bench-rows format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
 	@echo "make bench   speed beside bare aiohttp"
+	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
 # What the library and its command line need.
 $(VENV)/.run: pyproject.toml
@@ -50,6 +51,9 @@ test: check
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+bench-rows: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.rows
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -25,9 +25,9 @@ import msgspec
 
 from aio_agentapi import LocalGate, SessionManager
 from aio_agentapi.sandbox import SandboxProcess
+from benchmarks.server import TOKEN, serving
 
 LIMIT = 50
-TOKEN = "11111111-2222-3333-4444-555555555555"  # noqa: S105 - nobody's
 
 BLOCKS = 9
 CALLS = 6_000
@@ -60,23 +60,6 @@ async def run(call: Call, calls: int) -> Block:
     await asyncio.gather(*(work() for _ in range(LIMIT)))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Block(wall, cpu, calls, statistics.quantiles(times, n=100)[-1])
-
-
-@asynccontextmanager
-async def serving(latency: float) -> AsyncGenerator[str]:
-    """Start the load server in a process of its own."""
-    process = subprocess.Popen(  # noqa: ASYNC220, S603 - before anything is timed
-        [sys.executable, "-m", "benchmarks.server", str(latency)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None  # noqa: S101 - a pipe, as asked for
-    assert process.stdin is not None  # noqa: S101 - as above
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.stdin.close()
-        process.wait()
 
 
 @asynccontextmanager
@@ -203,4 +186,5 @@ async def main() -> None:
     await start()
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import cast
+
+TOKEN = "11111111-2222-3333-4444-555555555555"  # noqa: S105 - nobody's
 
 BODY = (
     b'{"code":0,"message":null,"data":{"name":"operator","currency":978,'
     b'"balance":500000.0000,"rtp":95,"whitelist":[],"client_ip":"127.0.0.1",'
     b'"agent_code":1002,"role":"operator","parent_code":1001,"state":"active"}}'
 )
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    % len(BODY)
-) + BODY
+MOVE = (
+    b'{"code":0,"message":null,"data":{"move_id":7,"from_code":1002,"to_code":1003,'
+    b'"amount":1.2500,"balance":500000.0000,"reference":"run-1",'
+    b'"created_at":"2024-05-31T12:00:00.000Z"}}'
+)
+
+
+def answer(body: bytes) -> bytes:
+    """Write a whole answer."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d"
+    return head % len(body) + b"\r\n\r\n" + body
+
+
+INFO_ANSWER = answer(BODY)
+MOVE_ANSWER = answer(MOVE)
 
 
 class Service(asyncio.Protocol):
@@ -47,14 +63,33 @@ class Service(asyncio.Protocol):
             if len(self._buffer) < end + 4 + length:
                 return
             self._buffer = self._buffer[end + 4 + length :]
+            is_move = head.startswith(b"post /v4/points/")
+            found = MOVE_ANSWER if is_move else INFO_ANSWER
             if self._latency:
-                self._loop.call_later(self._latency, self._answer)
+                self._loop.call_later(self._latency, self._answer, found)
             else:
-                self._answer()
+                self._answer(found)
 
-    def _answer(self) -> None:
+    def _answer(self, found: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(ANSWER)
+            self._transport.write(found)
+
+
+@asynccontextmanager
+async def serving(latency: float) -> AsyncGenerator[str]:
+    """Start the load server in a process of its own."""
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 - before anything is timed
+        [sys.executable, "-m", "benchmarks.server", str(latency)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None  # noqa: S101 - a pipe, as asked for
+    assert process.stdin is not None  # noqa: S101 - as above
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.stdin.close()
+        process.wait()
 
 
 async def main(latency: float) -> None:
