@@ -55,8 +55,12 @@ def transaction(here: Deployment, asked: Asked) -> Body:
     offset = body["offset"]
     if _too_early(here, asked, "game/transaction", 0):
         return page([], 0, offset)
+    until = forms.moment(end)
+    if here.switches.end_included:
+        # Times are told in whole seconds: the last one is meant as a whole.
+        until += timedelta(seconds=1)
     total, rows = here.ledger.feed_between(
-        asked.caller, forms.moment(start), forms.moment(end), offset, body["limit"]
+        asked.caller, forms.moment(start), until, offset, body["limit"]
     )
     return page([_transaction(here, row) for row in rows], total, offset)
 

@@ -409,14 +409,13 @@ class Ledger:
     def feed_between(
         self, caller: Account, start: datetime, end: datetime, offset: int, limit: int
     ) -> tuple[int, list[Row]]:
-        """Return how many rows a window has, its end included, and a page of them."""
+        """Return how many rows there are from start to before end, and a page."""
         now = self.clock.now()
         where = "WHERE agent = ? AND at >= ? AND at < ? AND visible <= ?"
         values = (
             caller.code,
             stamp(max(start, now - _KEPT)),
-            # Times are told in whole seconds: the last one is meant as a whole.
-            stamp(end + timedelta(seconds=1)),
+            stamp(end),
             stamp(now),
         )
         (total,) = self.sql.execute(

@@ -50,6 +50,9 @@ class Switches:
         feed_spacing: Seconds between two readings from the same cursor, and
             between any two of ``game/transaction``.
 
+        end_included: Whether ``game/transaction`` tells rows of the last second of
+            its window.
+
         row_delay: Seconds after which a new row of the feed can be seen.
 
         empty_wallet: What ``wallet/withdraw-all`` of an empty one gives: an
@@ -72,5 +75,6 @@ class Switches:
     zone: str = "UTC"
     early_feed: Literal["busy", "empty"] = "busy"
     feed_spacing: float = 30.0
+    end_included: bool = True
     row_delay: float = 0.0
     empty_wallet: Literal["zero", "refused"] = "zero"

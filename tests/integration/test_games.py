@@ -205,6 +205,27 @@ async def test_statistics_are_summed_for_each_user(
                 await anext(shop.users.statistics(start, wrong))
 
 
+async def test_a_user_who_comes_meanwhile_moves_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody is told twice for it."""
+    monkeypatch.setattr("aio_agentapi.resources.users._PAGE", 10)
+    async with Sandbox(clock=ManualClock()) as box, connect(box, "shop_1") as shop:
+        users = [(await shop.users.create(f"u{n:02}")).user_code for n in range(15)]
+        for user in users:
+            await shop.wallets.deposit(user, 10)
+        for user in users[1:]:
+            box.play("shop_1", user, 2)
+        found: list[int] = []
+        end = START + timedelta(minutes=1)
+        async for row in shop.users.statistics(START, end):
+            found.append(row.user_code)
+            if len(found) == 10:
+                # He stands before all others.
+                box.play("shop_1", users[0], 2)
+        assert found == users[1:]
+
+
 # Any path
 
 
@@ -307,11 +328,12 @@ async def between(
     return [(row.trans_id, row.trans_amount) async for row in rows]
 
 
+@pytest.mark.parametrize("end_included", [False, True])
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul", "Europe/Berlin"])
-async def test_a_while_is_read_hour_by_hour(zone: str) -> None:
+async def test_a_while_is_read_hour_by_hour(zone: str, *, end_included: bool) -> None:
     """Each row once, those on the border of two hours too, and none from outside."""
     clock = ManualClock()
-    switches = Switches(feed_spacing=0, zone=zone)
+    switches = Switches(feed_spacing=0, zone=zone, end_included=end_included)
     async with (
         Sandbox(switches, clock=clock) as box,
         connect(box, "shop_1", feed_interval=0.001, zone=zone) as shop,
