@@ -46,6 +46,7 @@ from aio_agentapi._wire import Wire
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
+    GateError,
     GateTimeoutError,
     NotSentError,
     OutcomeUnknownError,
@@ -189,6 +190,8 @@ class Channel:
         """
         End every call: those in line at once, those in flight after ``drain``.
 
+        Whoever waits for another to read a feed is told when that one has ended.
+
         What is still in flight then is cut, and raises OutcomeUnknownError.
 
         Raises:
@@ -242,9 +245,17 @@ class Channel:
         began = loop.time()
         until = self._patience(call, began)
         try:
-            async with self._pace.turn(place, self._pause, until):
+            async with self._pace.turn(place, self._pause, until) as reading:
                 call.waited += loop.time() - began
-                return await self._sent(call, operation, text)
+                try:
+                    return await self._sent(call, operation, text)
+                except (NotSentError, GateError, UsageError):
+                    reading.made = False
+                    raise
+                except OutcomeUnknownError:
+                    # The service may get to it as late as that.
+                    reading.late = self.settings.timeout
+                    raise
         except TimeoutError:
             pass
         msg = "the feed may not be read again in time. Nothing was sent"
@@ -332,7 +343,8 @@ def _sign(
     """Say in *error* which call it was."""
     error.operation = operation.name
     error.attempts = call.sendings
-    reference = body.get("reference")
+    # Only where the service takes one is it safe to send it again.
+    reference = body.get("reference") if operation.effect == "idempotent" else None
     error.reference = reference if isinstance(reference, str) else None
 
 

@@ -25,6 +25,21 @@ class _Place:
 
 
 @attrs.define(eq=False)
+class Reading:
+    """
+    One turn at a place.
+
+    Attributes:
+        made: Whether the service may have counted it.
+
+        late: Seconds after its end in which the service may still do so.
+    """
+
+    made: bool = True
+    late: float = 0.0
+
+
+@attrs.define(eq=False)
 class Pace:
     """
     The places that one token reads its feeds from.
@@ -42,7 +57,7 @@ class Pace:
         place: Hashable,
         pause: Callable[[float], Awaitable[object]],
         until: float | None,
-    ) -> AsyncGenerator[None]:
+    ) -> AsyncGenerator[Reading]:
         """
         Wait until a place may be read, and keep it while it is.
 
@@ -52,6 +67,9 @@ class Pace:
             pause: Sleeps for so many seconds.
 
             until: The loop's time at which to give up. None: never.
+
+        Yields:
+            The reading, which whoever makes it may say more of.
 
         Raises:
             TimeoutError: The turn did not come in time, or will not.
@@ -68,11 +86,13 @@ class Pace:
                     raise TimeoutError
                 if left > 0:
                     await pause(left)
+                reading = Reading()
                 try:
-                    yield
+                    yield reading
                 finally:
-                    # From its end: the service may have counted it until then.
-                    spot.ready = loop.time() + self._interval
+                    if reading.made:
+                        # From its end: the service may have counted it until then.
+                        spot.ready = loop.time() + reading.late + self._interval
             finally:
                 spot.turn.release()
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Final, Literal, Self, cast
 
 import anyio
@@ -31,13 +33,15 @@ _OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeou
 
 # One name for each path: no dots, escapes or doubled slashes that a service might
 # read as another.
-_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)+")
 
-# What moves money goes through its method, which knows how often it may be sent.
+# What moves money, and the feeds, go through their methods, which know how often
+# they may be sent.
 _OWN_METHOD: Final = tuple(
     name
     for name in PATHS
-    if name.startswith(("points.", "wallets.")) and name != "points.balance"
+    if name.startswith(("points.", "wallets.", "transactions."))
+    and name != "points.balance"
 )
 
 
@@ -144,9 +148,9 @@ class Session:
             Decimals.
 
         Raises:
-            UsageError: The path is none, or that of a method that moves money,
-                which the message names; or the body has no JSON form. Nothing was
-                sent.
+            UsageError: The path is none, or that of a method of points, wallets
+                or transactions, which the message names; or the body has no JSON
+                form. Nothing was sent.
 
             UnsupportedError: There is no such path. Nothing happened.
 
@@ -158,6 +162,9 @@ class Session:
             Contract 5 and 6.
         """
         operation = self._unlisted(path, effect)
+        if not isinstance(body, Mapping) or not _is_finite(body):
+            msg = "a body is a mapping of names to what JSON can hold, NaN not included"
+            raise UsageError(msg)
         if effect == "read":
             return await self._channel.call(Query(operation, body))
         return await self._channel.pay(Payment(operation, body))
@@ -176,18 +183,34 @@ class Session:
             msg = f"effect: 'read' or 'money', not {effect!r}"
             raise UsageError(msg)
         if not isinstance(path, str) or not _PATH.fullmatch(path):
-            msg = f"a path is relative to /v4/, such as 'agent/info', not {path!r}"
+            # Without the path: it may be a token that went astray.
+            msg = "a path is relative to /v4/, such as 'agent/info'"
             raise UsageError(msg)
         paths = self._channel.settings.paths
         for name in _OWN_METHOD:
             # In any case of letters: a service may not tell them apart.
-            if path.lower() in {paths[name].lower(), PATHS[name].lower()}:
-                msg = f"{path}: use session.{name}(), which sends it safely"
+            taken = {paths[name].strip("/").lower(), PATHS[name]}
+            if path.lower() in taken:
+                msg = (
+                    f"{path}: use session.{name}(), which knows how often it may be"
+                    " sent"
+                )
                 raise UsageError(msg)
         return Operation(name=path, effect=effect, returns=object)
 
     def __repr__(self) -> str:
         return f"<Session {self._channel.gate!r}>"
+
+
+def _is_finite(value: object) -> bool:
+    """Tell whether every number in a body has a JSON form: msgspec writes null."""
+    if isinstance(value, float | Decimal):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, cast("Mapping[object, object]", value).values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, cast("list[object]", value)))
+    return True
 
 
 def _secrets(accounts: Mapping[str, str | Secret] | None) -> dict[str, Secret]:

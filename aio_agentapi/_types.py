@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final, Generic, Literal, NoReturn, TypeAlias, TypeVar
 
@@ -188,6 +189,27 @@ def exact(amount: Amount) -> Decimal:
         msg = f"an amount has at most four decimals, not {_short(value)}"
         raise AmountError(msg)
     return fitted
+
+
+def span(start: datetime, end: datetime) -> tuple[datetime, datetime]:
+    """
+    Return both ends of a while in UTC.
+
+    Raises:
+        UsageError: A time without a zone, or an end before the start. Nothing was
+            sent.
+    """
+    msg = "a while has a start and a later end, each with its zone (tzinfo)"
+    if start.tzinfo is None or end.tzinfo is None:
+        raise UsageError(msg)
+    try:
+        first, last = start.astimezone(UTC), end.astimezone(UTC)
+    except OverflowError:
+        raise UsageError(msg) from None
+    # In UTC: two times of one zone are compared as a clock there shows them.
+    if last < first:
+        raise UsageError(msg)
+    return first, last
 
 
 def _number(amount: Amount) -> Decimal:

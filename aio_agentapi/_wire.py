@@ -167,8 +167,8 @@ class Wire:
 
 
 def _excerpt(text: str, scrub: Scrub) -> str:
-    # Blotted out before it is cut: half a token is too much.
-    return scrub(text[: 10 * _EXCERPT])[:_EXCERPT]
+    # Blotted out before it is cut anywhere: half a token is too much.
+    return scrub(text)[:_EXCERPT]
 
 
 def _no_envelope(status: int, text: bytes, scrub: Scrub) -> AgentAPIError:
@@ -178,7 +178,7 @@ def _no_envelope(status: int, text: bytes, scrub: Scrub) -> AgentAPIError:
             " the base URL is wrong. Nothing happened"
         )
         return UnsupportedError(msg)
-    said = text[: 10 * _EXCERPT].decode("utf-8", "replace")
+    said = text.decode("utf-8", "replace")
     excerpt = " ".join(_excerpt(said, scrub).split())
     msg = f"HTTP {status} with no readable answer ({excerpt!r}). It may have happened"
     return OutcomeUnknownError(msg, status=status)

@@ -47,10 +47,17 @@ async def points(request: web.Request) -> web.Response:
 
 
 async def give(request: web.Request) -> web.Response:
-    gift = await request.json()
+    try:
+        gift = await request.json()
+        # The reference is made by whoever asks, once for each gift: asking again
+        # is harmless then.
+        amount, reference = gift["amount"], gift["reference"]
+    except (ValueError, LookupError, TypeError):
+        wrong = {"error": "a gift is an amount and a reference"}
+        return web.json_response(wrong, status=422)
     agent_code = int(request.match_info["agent_code"])
     move = await request.app[SESSION].points.transfer(
-        agent_code, gift.get("amount"), reference=gift.get("reference")
+        agent_code, amount, reference=reference
     )
     return web.json_response({"moved": str(move.amount), "left": str(move.balance)})
 

@@ -45,7 +45,8 @@ Eur = Annotated[Session, Depends(the_session)]
 
 
 class Gift(BaseModel):
-    amount: Decimal
+    # As a text: a JSON number would go through a binary float.
+    amount: str
     # Made by whoever asks, once for each gift: asking again is harmless then.
     reference: str
 

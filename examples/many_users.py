@@ -17,10 +17,10 @@ async def main() -> None:
 async def create_all(session: Session, names: list[str]) -> None:
     async with contextlib.aclosing(run_many(session.users.create, names)) as outcomes:
         async for outcome in outcomes:
-            if outcome.value is not None:
-                print(outcome.item, outcome.value.user_code)
-            else:
+            if outcome.error is not None:
                 print(outcome.item, "failed:", outcome.error)
+            elif outcome.value is not None:
+                print(outcome.item, outcome.value.user_code)
 
 
 asyncio.run(main())

@@ -51,11 +51,15 @@ async def points(request: Request) -> JSONResponse:
 
 
 async def give(request: Request) -> JSONResponse:
-    gift = await request.json()
+    try:
+        gift = await request.json()
+        # The reference is made by whoever asks, once for each gift: asking again
+        # is harmless then.
+        amount, reference = gift["amount"], gift["reference"]
+    except (ValueError, LookupError, TypeError):
+        return JSONResponse({"error": "a gift is an amount and a reference"}, 422)
     move = await the_session(request).points.transfer(
-        request.path_params["agent_code"],
-        gift.get("amount"),
-        reference=gift.get("reference"),
+        request.path_params["agent_code"], amount, reference=reference
     )
     return JSONResponse({"moved": str(move.amount), "left": str(move.balance)})
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import click
 
 from aio_agentapi import Secret
@@ -104,7 +106,8 @@ async def create(
             new = await session.agents.create(
                 name, role=role, parent_code=parent, whitelist=allow
             )
-    written = kept is not None and _write(kept, new.token)
+            # Before the session is closed, which can be interrupted.
+            written = kept.write(new.token)
     with last_words():
         if as_json:
             shown = None if written else new.token
@@ -132,7 +135,7 @@ async def reissue_token(
     with _kept_in(token_file) as kept:
         async with open_session(context) as session:
             token = await session.agents.reissue_token(agent_code)
-    written = kept is not None and _write(kept, token)
+            written = kept.write(token)
     with last_words():
         if as_json:
             _show.line({"token": None if written else token})
@@ -148,7 +151,8 @@ async def reissue_token(
 async def suspend(context: click.Context, agent_code: int, as_json: bool) -> None:
     """Have the calls of an account, and of all below it, refused."""
     async with open_session(context) as session:
-        _tell(await session.agents.suspend(agent_code), as_json=as_json)
+        agent = await session.agents.suspend(agent_code)
+    _tell(agent, as_json=as_json)
 
 
 @agents.command()
@@ -159,42 +163,64 @@ async def suspend(context: click.Context, agent_code: int, as_json: bool) -> Non
 async def resume(context: click.Context, agent_code: int, as_json: bool) -> None:
     """Have the calls of a suspended account accepted again."""
     async with open_session(context) as session:
-        _tell(await session.agents.resume(agent_code), as_json=as_json)
+        agent = await session.agents.resume(agent_code)
+    _tell(agent, as_json=as_json)
 
 
 def _tell(agent: object, *, as_json: bool) -> None:
-    if as_json:
-        _show.line(agent)
-    else:
-        _show.facts([(column, getattr(agent, column)) for column in _COLUMNS])
+    with last_words():
+        if as_json:
+            _show.line(agent)
+        else:
+            _show.facts([(column, getattr(agent, column)) for column in _COLUMNS])
 
 
-def _write(kept: int, token: Secret) -> bool:
-    """Write a token to its file; where that fails it is shown: it is told only once."""
-    try:
-        with os.fdopen(kept, "w") as file:
-            file.write(token.reveal() + "\n")
-    except OSError as error:
-        click.echo(f"agentapi: --token-file: {error.strerror}", err=True)
-        return False
-    return True
+@attrs.define
+class _Kept:
+    """The file that a token is kept in, if it is."""
+
+    path: Path | None
+    file: int | None = None
+
+    def open(self) -> None:
+        """Make the file before the token exists, which must not be lost to a slip."""
+        if self.path is None:
+            return
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self.file = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            msg = f"--token-file: {error}"
+            raise click.UsageError(msg) from None
+
+    def write(self, token: Secret) -> bool:
+        """Write the token; where that fails it is shown: it is told only once."""
+        if self.file is None:
+            return False
+        kept, self.file = self.file, None
+        try:
+            with os.fdopen(kept, "w") as file:
+                file.write(token.reveal() + "\n")
+                file.flush()
+                if not os.fstat(kept).st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "the file is gone")
+        except OSError as error:
+            click.echo(f"agentapi: --token-file: {error.strerror}", err=True)
+            return False
+        return True
+
+    def drop(self) -> None:
+        """Remove a file that no token came into."""
+        if self.file is not None and self.path is not None:
+            os.close(self.file)
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _kept_in(path: Path | None) -> Generator[int | None]:
-    """Make a token's file; where there is no token in the end, there is no file."""
-    if path is None:
-        yield None
-        return
-    # Before the token exists: it must not be lost to a wrong path.
-    try:
-        kept = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        msg = f"--token-file: {error}"
-        raise click.UsageError(msg) from None
+def _kept_in(path: Path | None) -> Generator[_Kept]:
+    kept = _Kept(path)
+    kept.open()
     try:
         yield kept
-    except BaseException:
-        os.close(kept)
-        path.unlink()
-        raise
+    finally:
+        kept.drop()

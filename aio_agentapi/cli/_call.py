@@ -17,7 +17,7 @@ _DECODER: Final = msgspec.json.Decoder(dict[str, object], float_hook=Decimal)
 
 @click.command()
 @click.argument("path")
-@click.argument("body", metavar="JSON", default="{}")
+@click.argument("body", metavar="[JSON]", default="{}")
 @click.option("--read", is_flag=True, help="Sending it twice does no harm.")
 @click.pass_context
 @runs

@@ -13,6 +13,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from aio_agentapi import AgentNode, Secret
@@ -84,12 +85,15 @@ async def rows(
         return
     # A table for each so many rows: a long list is shown while it is read.
     held: list[object] = []
-    async for row in records:
-        held += [row]
-        if len(held) == _PAGE:
-            _table(held, columns)
-            held.clear()
-    _table(held, columns)
+    try:
+        async for row in records:
+            held += [row]
+            if len(held) == _PAGE:
+                _table(held, columns)
+                held.clear()
+    finally:
+        # Also what was read before something went wrong.
+        _table(held, columns)
 
 
 def table(held: Sequence[object], columns: Sequence[str], *, as_json: bool) -> None:
@@ -108,9 +112,16 @@ def _table(held: Sequence[object], columns: Sequence[str]) -> None:
     for column in columns:
         value = getattr(held[0], column)
         number = isinstance(value, int | Decimal) and not isinstance(value, IntEnum)
-        drawn.add_column(column, justify="right" if number else "left", no_wrap=True)
+        # Where there is no room, texts are folded: a number is never cut.
+        drawn.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+        )
     for row in held:
-        drawn.add_row(*(words(getattr(row, column)) for column in columns))
+        # As texts: what the service says is no markup.
+        drawn.add_row(*(Text(words(getattr(row, column))) for column in columns))
     console().print(drawn)
 
 
@@ -124,11 +135,12 @@ def tree(node: AgentNode) -> None:
     console().print(root)
 
 
-def _label(node: AgentNode) -> str:
+def _label(node: AgentNode) -> Text:
     agent = node.agent
     state = "" if agent.state in {None, "active"} else f" {agent.state}"
     code = "" if agent.agent_code is None else f" {agent.agent_code}"
-    return f"{agent.name}{code} {agent.role or ''} {money(agent.balance)}{state}"
+    role = agent.role or ""
+    return Text(f"{agent.name}{code} {role} {money(agent.balance)}{state}")
 
 
 class _Console(Console):

@@ -179,8 +179,8 @@ async def since(context: click.Context, last_id: int, as_json: bool) -> None:
     """
     Show the transactions after LAST_ID, oldest first; 0: all that are still there.
 
-    The service answers an early second reading, within 30 seconds of the first, with
-    nothing or not at all: then it takes as long.
+    The service wants 30 seconds between two readings from the same row. Some refuse
+    an earlier one, and the command waits; others answer as if there were nothing new.
     """
     async with open_session(context) as session:
         found = session.transactions.since(last_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from datetime import datetime
@@ -14,7 +15,7 @@ import attrs
 from aio_agentapi._batch import run_many
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import AgentCode, Amount, Operation, Query, exact
-from aio_agentapi.errors import AgentAPIError
+from aio_agentapi.errors import AgentAPIError, UsageError
 
 __all__ = [
     "Distributed",
@@ -26,6 +27,9 @@ __all__ = [
 
 # The service's own bound on the rows of a page.
 _PAGE: Final = 2000
+
+# Of a reference of 64 characters, what is left beside the position of a row.
+_RUN: Final = re.compile(r"[!-~]{1,40}")
 
 
 @attrs.frozen(kw_only=True)
@@ -271,13 +275,18 @@ class Points:
             What became of each row, as it comes, not in the order of the plan.
 
         Raises:
+            UsageError: A name of the run that cannot be. Nothing was sent.
+
             Exception: What the plan raised while it was read, after what became
                 of the rows before it.
 
         Source:
             Contract 5, points: ``points/transfer``.
         """
-        run = run or secrets.token_hex(8)
+        run = secrets.token_hex(8) if run is None else run
+        if not _RUN.fullmatch(run):
+            msg = "run: 1 to 40 visible ASCII characters"
+            raise UsageError(msg)
         channel = attrs.evolve(
             self._channel, settings=attrs.evolve(self._channel.settings, lane="batch")
         )

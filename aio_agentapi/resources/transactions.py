@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo
 import attrs
 
 from aio_agentapi._channel import Channel
-from aio_agentapi._types import OpenInt, Operation, Query, UserCode
-from aio_agentapi.errors import OutcomeUnknownError, UsageError
+from aio_agentapi._types import OpenInt, Operation, Query, UserCode, span
+from aio_agentapi.errors import OutcomeUnknownError
 
 __all__ = [
     "TransType",
@@ -118,6 +118,10 @@ class Transactions:
         """
         Iterate over the transactions after one, up to the newest.
 
+        A row may become visible some seconds late, behind higher ids: go on from a
+        row that is older than that. Rows of more than two days ago are gone, without
+        a sign here.
+
         The service wants 30 s between two readings from the same *last_id*, so the
         second of them waits here for ``feed_interval``. To other readers of the
         same token an early reading may look empty: an empty one does not prove
@@ -134,7 +138,8 @@ class Transactions:
             GateTimeoutError: It may not be read again in the caller's time. Nothing
                 was sent.
 
-            BusyError: Others have read it, and the caller's time is over.
+            BusyError: Others have read it, and it may not be read again in the
+                caller's time.
 
         Source:
             Contract 5, transactions: ``game/transaction-id``.
@@ -155,20 +160,27 @@ class Transactions:
         Iterate over the transactions of a while.
 
         The service tells at most an hour at a time, and wants more than 30 s between
-        two calls: a whole day takes at least twelve minutes. An hour without rows is
-        asked for twice, since an early call may be answered with an empty list. To
-        keep up with what happens, :meth:`since` is the faster way.
+        two calls: a whole day takes at least twelve minutes. To keep up with what
+        happens, :meth:`since` is the faster way.
+
+        An early call may be answered with an empty list, so an hour without rows is
+        asked for twice. That is proof only while nobody else reads hours with the
+        same token: let one process do it.
 
         Args:
-            start: From when, with its zone; the service keeps two days. Its times
-                are whole seconds: the one in which this lies is included.
+            start: From when, with its zone; what is older than two days is gone. The
+                service's times are whole seconds: the one in which this lies is
+                included.
 
             end: Until when, with its zone: the second in which it lies is not
-                included, so that the next reading can start there.
+                included, so that the next reading can start there. A row may
+                become visible some seconds late: leave so much to the next one.
 
         Yields:
             Each transaction once, hour by hour, within an hour in the service's
-            order.
+            order, those that became visible meanwhile behind the others. In the
+            hour that the service's zone has twice in autumn, rows of both may
+            come where their times do not tell which it was.
 
         Raises:
             UsageError: A time without a zone, or an end before the start. Nothing
@@ -177,7 +189,8 @@ class Transactions:
             GateTimeoutError: It may not be read again in the caller's time. Nothing
                 was sent.
 
-            BusyError: Others have read it, and the caller's time is over.
+            BusyError: Others have read it, and it may not be read again in the
+                caller's time.
 
             OutcomeUnknownError: The rows of an hour kept moving while they were
                 read, so that some may be missing.
@@ -185,31 +198,27 @@ class Transactions:
         Source:
             Contract 5, transactions and statistics: ``game/transaction``.
         """
-        if start.tzinfo is None or end.tzinfo is None or end < start:
-            msg = "between: a start and a later end, each with its zone (tzinfo)"
-            raise UsageError(msg)
+        first, last = (moment.replace(microsecond=0) for moment in span(start, end))
         zone = ZoneInfo(self._channel.settings.zone)
-        first, last = _wall(start, zone), _wall(end, zone)
-        lower, upper = first, last
         # What lies on the border of two windows is told in both.
         before: frozenset[int] = frozenset()
         while first < last:
-            until = min(first + _WINDOW, last)
+            until = _cut(first, min(first + _WINDOW, last), zone)
+            window = _Window(first, until, zone)
             seen: set[int] = set()
-            async with contextlib.aclosing(self._window(first, until)) as rows:
+            async with contextlib.aclosing(self._window(window)) as rows:
                 async for row in rows:
-                    if row.trans_id in seen or row.trans_id in before:
+                    if row.trans_id in seen or not window.has(row.regdate):
                         continue
                     seen.add(row.trans_id)
-                    if lower <= _wall(row.regdate, zone) < upper:
+                    if row.trans_id not in before:
                         yield row
             before = frozenset(seen)
             first = until
 
-    async def _window(
-        self, start: datetime, end: datetime
-    ) -> AsyncGenerator[Transaction]:
+    async def _window(self, window: _Window) -> AsyncGenerator[Transaction]:
         """Read one window, some rows more than once if they moved meanwhile."""
+        start, end = window.walls
         body = {"start_time": f"{start}", "end_time": f"{end}"}
         query = Query(_BETWEEN, body)
         empty = False
@@ -236,6 +245,41 @@ class Transactions:
         raise OutcomeUnknownError(msg, operation=_BETWEEN.name)
 
 
-def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
-    """Return what a clock in a zone shows, in whole seconds."""
-    return moment.astimezone(zone).replace(tzinfo=None, microsecond=0)
+@attrs.frozen
+class _Window:
+    """A while in which the clocks of a zone are not changed, in whole seconds."""
+
+    start: datetime
+    end: datetime
+    zone: ZoneInfo
+
+    @property
+    def walls(self) -> tuple[datetime, datetime]:
+        """What a clock of the zone shows from its start to its end."""
+        wall = self.start.astimezone(self.zone).replace(tzinfo=None)
+        return wall, wall + (self.end - self.start)
+
+    def has(self, moment: datetime) -> bool:
+        """Tell whether a time lies in it, by the clock where it was told by that."""
+        if moment.tzinfo != self.zone:
+            return self.start <= moment < self.end
+        start, end = self.walls
+        return start <= moment.replace(tzinfo=None) < end
+
+
+def _cut(start: datetime, end: datetime, zone: ZoneInfo) -> datetime:
+    """Return the end of a while, or when the clocks are changed in the middle of it."""
+
+    def ahead(moment: datetime) -> timedelta | None:
+        return moment.astimezone(zone).utcoffset()
+
+    if ahead(start) == ahead(end):
+        return end
+    first, last = 0, int((end - start).total_seconds())
+    while last - first > 1:
+        middle = (first + last) // 2
+        if ahead(start + timedelta(seconds=middle)) == ahead(start):
+            first = middle
+        else:
+            last = middle
+    return start + timedelta(seconds=last)

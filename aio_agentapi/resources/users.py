@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
 import attrs
 
 from aio_agentapi._channel import Channel
-from aio_agentapi._types import Operation, Query, UserCode
-from aio_agentapi.errors import UsageError
+from aio_agentapi._types import Operation, Query, UserCode, span
 
 __all__ = [
     "NewUser",
@@ -174,10 +173,8 @@ class Users:
         Source:
             Contract 5, transactions and statistics: ``statistics/user``.
         """
-        if start.tzinfo is None or end.tzinfo is None or end < start:
-            msg = "statistics: a start and a later end, each with its zone (tzinfo)"
-            raise UsageError(msg)
-        body = {"start_time": _iso(start), "end_time": _iso(end)}
+        first, last = span(start, end)
+        body = {"start_time": _iso(first), "end_time": _iso(last)}
         before: frozenset[UserCode] = frozenset()
         async for page in self._channel.pages(Query(_STATISTICS, body), _PAGE):
             for row in page.list:
@@ -187,5 +184,4 @@ class Users:
 
 
 def _iso(moment: datetime) -> str:
-    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -136,23 +136,31 @@ class Arcade:
     def _note_round(
         self, user: User, bet: int, win: int, provider: int, game: str
     ) -> None:
-        """Add a round to what the user plays, if he came in by a link."""
+        """Add a round to what the user plays; who came in by no link begins there."""
         row = self._ledger.sql.execute(
             "SELECT id, spend, win FROM plays WHERE user = ? AND provider = ?"
             " AND game = ? ORDER BY id DESC LIMIT 1",
             (user.code, provider, game),
         ).fetchone()
+        now = stamp(self._ledger.clock.now())
         if row is None:
+            self._ledger.sql.execute(
+                "INSERT INTO plays (agent, user, provider, game, last_bet, spend,"
+                " win, started, updated) VALUES (?,?,?,?,?,?,?,?,?)",
+                (
+                    user.agent,
+                    user.code,
+                    provider,
+                    game,
+                    *map(str, (bet, bet, win)),
+                    now,
+                    now,
+                ),
+            )
             return
         number, spend, won = row
         self._ledger.sql.execute(
             "UPDATE plays SET last_bet = ?, spend = ?, win = ?, updated = ?"
             " WHERE id = ?",
-            (
-                str(bet),
-                str(int(spend) + bet),
-                str(int(won) + win),
-                stamp(self._ledger.clock.now()),
-                number,
-            ),
+            (str(bet), str(int(spend) + bet), str(int(won) + win), now, number),
         )

@@ -24,7 +24,7 @@ from aio_agentapi.sandbox._endpoints import Deployment
 from aio_agentapi.sandbox._faults import Fault, Faults
 from aio_agentapi.sandbox._ledger import Ledger
 from aio_agentapi.sandbox._members import ADDRESSES, NAME
-from aio_agentapi.sandbox._records import Account, Move
+from aio_agentapi.sandbox._records import NAMES, Account, Move, RefusedCall
 from aio_agentapi.sandbox._service import Gauge, Service
 from aio_agentapi.sandbox._switches import Switches
 
@@ -32,6 +32,8 @@ from aio_agentapi.sandbox._switches import Switches
 _CURRENCY: Final = 978
 _POINTS: Final = 1_000_000
 _UNIT: Final = 10_000
+
+_ROLES: Final = ("broker", "operator", "agent")
 
 # Seconds for a process to start, and to stop when asked.
 _PATIENCE: Final = 20.0
@@ -59,7 +61,12 @@ class Sandbox:
     """
 
     _switches: Switches | None = attrs.field(alias="switches", default=None)
-    _db: Path | None = attrs.field(alias="db", default=None, kw_only=True)
+    _db: Path | None = attrs.field(
+        alias="db",
+        default=None,
+        kw_only=True,
+        converter=attrs.converters.optional(Path),
+    )
     _port: int = attrs.field(alias="port", default=0, kw_only=True)
     _clock: Clock | None = attrs.field(alias="clock", default=None, kw_only=True)
     _seed: int = attrs.field(alias="seed", default=0, kw_only=True)
@@ -174,11 +181,14 @@ class Sandbox:
             The account.
 
         Raises:
-            ValueError: The name is not allowed.
+            ValueError: The name, or the role, is not allowed.
 
             KeyError: There is no such parent.
         """
         NAME.check(name)
+        if role not in _ROLES:
+            msg = f"a role is one of {', '.join(_ROLES)}, not {role!r}"
+            raise ValueError(msg)
         ledger = self._service.deployment.ledger
         if parent is None:
             account = ledger.create_root(name, role, currency)
@@ -230,13 +240,19 @@ class Sandbox:
 
         Raises:
             KeyError: There is no such agent, provider or game.
+
+            ValueError: There is no such user, or not enough money.
         """
         if _catalogue.game(PROVIDERS[provider_id], game_code) is None:
             raise KeyError(game_code)
         units = int(bet * _UNIT), int(win * _UNIT)
-        return self._service.deployment.arcade.play(
-            self.account(name), user_code, *units, provider_id, game_code
-        )
+        try:
+            return self._service.deployment.arcade.play(
+                self.account(name), user_code, *units, provider_id, game_code
+            )
+        except RefusedCall as refusal:
+            msg = f"code {refusal.code} ({NAMES[refusal.code]})"
+            raise ValueError(msg) from None
 
     def allow(self, name: str, addresses: str) -> None:
         """Set an account's Allowed IP: separated by spaces or new lines; blank: any."""

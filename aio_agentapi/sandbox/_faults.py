@@ -7,6 +7,9 @@ from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import attrs
 
+from aio_agentapi.sandbox._records import NAMES
+from aio_agentapi.sandbox._routes import ROUTES
+
 Kind: TypeAlias = Literal[
     "drop_before",
     "drop_after",
@@ -20,6 +23,9 @@ Kind: TypeAlias = Literal[
 ]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+# Contract 4: the codes that say that the call was not executed.
+_REFUSING: Final = NAMES.keys() - {1, 1001, 1003, 1011, 1015}
 
 
 @attrs.define
@@ -40,7 +46,8 @@ class Fault:
 
         status: The HTTP status of the answer. None: the usual one.
 
-        executed: Whether the call is executed before it is answered so.
+        executed: Whether the call is executed before it is answered so. None: yes,
+            but for a code that says no.
 
         code: The code of the answer, for ``"code"``.
     """
@@ -51,8 +58,15 @@ class Fault:
     share: float = 1.0
     seconds: float = attrs.field(default=0.0, kw_only=True)
     status: int | None = attrs.field(default=None, kw_only=True)
-    executed: bool = attrs.field(default=True, kw_only=True)
+    executed: bool | None = attrs.field(default=None, kw_only=True)
     code: int = attrs.field(default=1001, kw_only=True)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the call is executed in the end."""
+        if self.executed is None:
+            return self.kind != "code" or self.code not in _REFUSING
+        return self.executed
 
 
 class Which(TypedDict, total=False):
@@ -61,7 +75,7 @@ class Which(TypedDict, total=False):
     times: int | None
     share: float
     status: int | None
-    executed: bool
+    executed: bool | None
 
 
 @attrs.define
@@ -87,6 +101,9 @@ class Faults:
         """Turn a fault on."""
         if fault.kind not in KINDS:
             msg = f"there is no fault {fault.kind!r}; there are {', '.join(KINDS)}"
+            raise ValueError(msg)
+        if fault.path is not None and fault.path not in ROUTES:
+            msg = f"there is no path {fault.path!r}"
             raise ValueError(msg)
         self._on.append(fault)
 

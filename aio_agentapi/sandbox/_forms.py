@@ -34,12 +34,12 @@ class Forms:
         if self._switches.dates == "iso":
             return iso(moment)
         form = "%Y-%m-%d" if self._switches.dates == "dashed" else "%Y.%m.%d"
-        zone = ZoneInfo(self._switches.zone)
-        return moment.astimezone(zone).strftime(f"{form} %H:%M:%S")
+        return self.wall(moment).strftime(f"{form} %H:%M:%S")
 
-    def moment(self, sent: datetime) -> datetime:
-        """Read a time that was sent without a zone."""
-        return sent.replace(tzinfo=ZoneInfo(self._switches.zone))
+    def wall(self, moment: datetime) -> datetime:
+        """Return what a clock of the deployment shows, in whole seconds."""
+        zone = ZoneInfo(self._switches.zone)
+        return moment.astimezone(zone).replace(tzinfo=None, microsecond=0)
 
     def optional(self, **members: object) -> Body:
         """Write members that may be left out."""

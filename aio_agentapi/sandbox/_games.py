@@ -23,6 +23,8 @@ from aio_agentapi.sandbox._records import (
 )
 
 _WINDOW: Final = timedelta(hours=1)
+# No zone is further from UTC.
+_ZONES: Final = timedelta(hours=26)
 _REGISTERED: Final = datetime(2024, 1, 15, 9, 30, tzinfo=UTC)
 _SLOTS: Final = "Slots"
 _SUMS: Final = (
@@ -55,14 +57,18 @@ def transaction(here: Deployment, asked: Asked) -> Body:
     offset = body["offset"]
     if _too_early(here, asked, "game/transaction", 0):
         return page([], 0, offset)
-    until = forms.moment(end)
-    if here.switches.end_included:
-        # Times are told in whole seconds: the last one is meant as a whole.
-        until += timedelta(seconds=1)
-    total, rows = here.ledger.feed_between(
-        asked.caller, forms.moment(start), until, offset, body["limit"]
+    # By the clock, as the rows tell it: an hour that comes twice is both of them.
+    near = here.ledger.feed_between(
+        asked.caller, _utc(start, -_ZONES), _utc(end, _ZONES)
     )
-    return page([_transaction(here, row) for row in rows], total, offset)
+    included = here.switches.end_included
+    rows = [
+        row
+        for row in near
+        if start <= (wall := forms.wall(row.at)) < end or (included and wall == end)
+    ]
+    written = rows[offset : offset + body["limit"]]
+    return page([_transaction(here, row) for row in written], len(rows), offset)
 
 
 def user_statistics(here: Deployment, asked: Asked) -> Body:
@@ -150,6 +156,14 @@ def round_details(here: Deployment, asked: Asked) -> Body:
     if not here.arcade.knows_round(user, number):
         raise RefusedCall(NO_ROUND)
     return {"url": f"{here.base_url}/rounds/{number}"}
+
+
+def _utc(wall: datetime, more: timedelta) -> datetime:
+    moment = wall.replace(tzinfo=UTC)
+    try:
+        return moment + more
+    except OverflowError:
+        return moment
 
 
 def _provider(number: int) -> Provider:

@@ -407,25 +407,16 @@ class Ledger:
         return [read_row(row) for row in rows]
 
     def feed_between(
-        self, caller: Account, start: datetime, end: datetime, offset: int, limit: int
-    ) -> tuple[int, list[Row]]:
-        """Return how many rows there are from start to before end, and a page."""
+        self, caller: Account, start: datetime, end: datetime
+    ) -> list[Row]:
+        """Return the rows of a while, as far as they are kept and visible."""
         now = self.clock.now()
-        where = "WHERE agent = ? AND at >= ? AND at < ? AND visible <= ?"
-        values = (
-            caller.code,
-            stamp(max(start, now - _KEPT)),
-            stamp(end),
-            stamp(now),
-        )
-        (total,) = self.sql.execute(
-            f"SELECT count(*) FROM feed {where}",  # noqa: S608 - a literal
-            values,
-        ).fetchone()
         rows = self.sql.execute(
-            f"{ROWS} {where} ORDER BY id LIMIT ? OFFSET ?", (*values, limit, offset)
+            f"{ROWS} WHERE agent = ? AND at >= ? AND at <= ? AND visible <= ?"
+            " ORDER BY id",
+            (caller.code, stamp(max(start, now - _KEPT)), stamp(end), stamp(now)),
         )
-        return total, [read_row(row) for row in rows]
+        return [read_row(row) for row in rows]
 
     def audit(self) -> tuple[int, int]:
         """Return what was minted, and the sum of all points and balances."""

@@ -173,7 +173,7 @@ class Service:
     ) -> web.StreamResponse:
         if fault is not None and fault.kind == "drop_before":
             _hang_up(request)
-        if fault is not None and not fault.executed:
+        if fault is not None and not fault.runs:
             return self._spoil(fault, self._reply(None))
         try:
             body = parse(text, route.members)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import attrs
+from attrs.validators import ge, in_
 
 
 @attrs.frozen(kw_only=True)
@@ -59,22 +60,36 @@ class Switches:
             amount of zero, or 2006.
     """
 
-    limit: int = 50
-    scope: Literal["token", "ip"] = "token"
-    latency: float = 0.0
-    jitter: float = 0.0
-    statuses: Literal["ok", "http"] = "ok"
-    busy_status: Literal[429, 503] = 429
-    generation: Literal["newer", "older"] = "newer"
-    optional: Literal["value", "null", "missing"] = "value"
+    limit: int = attrs.field(default=50, validator=ge(1))
+    scope: Literal["token", "ip"] = attrs.field(
+        default="token", validator=in_(("token", "ip"))
+    )
+    latency: float = attrs.field(default=0.0, validator=ge(0))
+    jitter: float = attrs.field(default=0.0, validator=ge(0))
+    statuses: Literal["ok", "http"] = attrs.field(
+        default="ok", validator=in_(("ok", "http"))
+    )
+    busy_status: Literal[429, 503] = attrs.field(default=429, validator=in_((429, 503)))
+    generation: Literal["newer", "older"] = attrs.field(
+        default="newer", validator=in_(("newer", "older"))
+    )
+    optional: Literal["value", "null", "missing"] = attrs.field(
+        default="value", validator=in_(("value", "null", "missing"))
+    )
     extra: bool = False
     quoted_money: bool = False
     short_money: bool = False
     quoted_currency: bool = False
-    dates: Literal["dashed", "dotted", "iso"] = "dashed"
+    dates: Literal["dashed", "dotted", "iso"] = attrs.field(
+        default="dashed", validator=in_(("dashed", "dotted", "iso"))
+    )
     zone: str = "UTC"
-    early_feed: Literal["busy", "empty"] = "busy"
-    feed_spacing: float = 30.0
+    early_feed: Literal["busy", "empty"] = attrs.field(
+        default="busy", validator=in_(("busy", "empty"))
+    )
+    feed_spacing: float = attrs.field(default=30.0, validator=ge(0))
     end_included: bool = True
-    row_delay: float = 0.0
-    empty_wallet: Literal["zero", "refused"] = "zero"
+    row_delay: float = attrs.field(default=0.0, validator=ge(0))
+    empty_wallet: Literal["zero", "refused"] = attrs.field(
+        default="zero", validator=in_(("zero", "refused"))
+    )

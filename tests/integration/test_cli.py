@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from aio_agentapi import Secret, Session
-from aio_agentapi.cli._agents import _write
+from aio_agentapi.cli._agents import _Kept
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
 from tests.conftest import TOKEN, connect
 
@@ -791,6 +791,22 @@ def test_a_token_that_cannot_be_written_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The disk is full when the account exists already: the command shows it then."""
-    kept = os.open("/dev/full", os.O_WRONLY)
-    assert not _write(kept, Secret(TOKEN))
+    full = Path("/dev/full")
+    kept = _Kept(full, os.open(full, os.O_WRONLY))
+    assert not kept.write(Secret(TOKEN))
     assert "No space left" in capsys.readouterr().err
+
+
+def test_a_token_whose_file_is_gone_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody has removed it meanwhile: the command shows the token then."""
+    kept = _Kept(tmp_path / "token")
+    kept.open()
+    (tmp_path / "token").unlink()
+    assert not kept.write(Secret(TOKEN))
+    assert "the file is gone" in capsys.readouterr().err
+    kept = _Kept(tmp_path / "token")
+    kept.open()
+    (tmp_path / "token").unlink()
+    kept.drop()
