@@ -139,8 +139,13 @@ class Arcade:
         """Add a round to what the user plays; who came in by no link begins there."""
         row = self._ledger.sql.execute(
             "SELECT id, spend, win FROM plays WHERE user = ? AND provider = ?"
-            " AND game = ? ORDER BY id DESC LIMIT 1",
-            (user.code, provider, game),
+            " AND game = ? AND updated > ? ORDER BY id DESC LIMIT 1",
+            (
+                user.code,
+                provider,
+                game,
+                stamp(self._ledger.clock.now() - _ONLINE),
+            ),
         ).fetchone()
         now = stamp(self._ledger.clock.now())
         if row is None:

@@ -86,7 +86,8 @@ class Sandbox:
         app = web.Application(client_max_size=2**20)
         app.router.add_post("/v4/{path:.+}", self._service.handle)
         app.router.add_get("/openapi.json", self._show_document)
-        app.router.add_get("/play/{key}", self._enter)
+        # A look at the link does not use it up.
+        app.router.add_get("/play/{key}", self._enter, allow_head=False)
         app.router.add_get("/rounds/{number}", self._show_round)
         app.router.add_get("/sandbox/{what}", self._tell)
         app.router.add_post("/sandbox/{what}", self._set)
@@ -149,6 +150,9 @@ class Sandbox:
 
     def foreign(self, name: str, held: int) -> None:
         """Let others hold so many of an account's permits."""
+        if not isinstance(held, int) or held < 0:
+            msg = f"held: 0 or more, not {held!r}"
+            raise ValueError(msg)
         self.gauge(name).foreign = held
 
     def add(
@@ -181,7 +185,8 @@ class Sandbox:
             The account.
 
         Raises:
-            ValueError: The name, or the role, is not allowed.
+            ValueError: The name, or the role, is not allowed there, or the name is
+                taken.
 
             KeyError: There is no such parent.
         """
@@ -190,11 +195,16 @@ class Sandbox:
             msg = f"a role is one of {', '.join(_ROLES)}, not {role!r}"
             raise ValueError(msg)
         ledger = self._service.deployment.ledger
-        if parent is None:
-            account = ledger.create_root(name, role, currency)
-        else:
-            above = self.account(parent)
-            account = ledger.create(above, name, role, above.code, ())
+        try:
+            if parent is None:
+                account = ledger.create_root(name, role, currency)
+            else:
+                above = self.account(parent)
+                account = ledger.create(above, name, role, above.code, ())
+        except RefusedCall as refusal:
+            reason = refusal.fields or NAMES[refusal.code]
+            msg = f"{name}: {reason}"
+            raise ValueError(msg) from None
         if points:
             self.mint(account, points)
         return ledger.account(account.code)
@@ -202,7 +212,7 @@ class Sandbox:
     def mint(self, account: Account, points: Decimal | int) -> Move:
         """Bring points into being at the root of an account, and move them to it."""
         ledger = self._service.deployment.ledger
-        units = int(points * _UNIT)
+        units = _units(points, least=1)
         lineage = account.lineage
         move = ledger.mint(lineage[0], units)
         for above, below in pairwise(lineage):
@@ -245,7 +255,7 @@ class Sandbox:
         """
         if _catalogue.game(PROVIDERS[provider_id], game_code) is None:
             raise KeyError(game_code)
-        units = int(bet * _UNIT), int(win * _UNIT)
+        units = _units(bet), _units(win)
         try:
             return self._service.deployment.arcade.play(
                 self.account(name), user_code, *units, provider_id, game_code
@@ -290,7 +300,10 @@ class Sandbox:
     async def _tell(self, request: web.Request) -> web.Response:
         what = request.match_info["what"]
         if what == "gauge":
-            gauge = self.gauge(request.query["name"])
+            try:
+                gauge = self.gauge(request.query["name"])
+            except KeyError as error:
+                raise web.HTTPBadRequest(text=f"KeyError: {error}\n") from None
             return web.json_response(attrs.asdict(gauge))
         if what == "audit":
             return web.json_response([str(amount) for amount in self.audit()])
@@ -300,7 +313,13 @@ class Sandbox:
         # A page in a browser cannot send this type across origins unasked.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType
-        what, sent = request.match_info["what"], await request.json()
+        try:
+            return self._do(request.match_info["what"], await request.json())
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {error}\n"
+            raise web.HTTPBadRequest(text=reason) from None
+
+    def _do(self, what: str, sent: Any) -> web.Response:  # noqa: ANN401 - any JSON
         if what == "foreign":
             self.foreign(sent["name"], sent["held"])
         elif what == "mint":
@@ -320,12 +339,22 @@ class Sandbox:
         return web.json_response({})
 
 
+def _units(amount: Decimal | int, least: int = 0) -> int:
+    """Return an amount in ten-thousandths; ValueError where it is none of them."""
+    units = amount * _UNIT
+    if not isinstance(amount, Decimal | int) or units != units // 1 or units < least:
+        msg = f"an amount has at most four decimals and is not below 0, not {amount}"
+        raise ValueError(msg)
+    return int(units)
+
+
 async def serve(box: Sandbox) -> None:
     """Run a stand-in until standard input ends or it is interrupted; tell where."""
     async with box:
         greeting = {
             "base_url": box.base_url,
-            "tokens": {a.name: a.token for a in box.accounts()[:100]},
+            # Of a name that there is twice, the one that the others mean, too.
+            "tokens": {a.name: box.token(a.name) for a in box.accounts()[:100]},
         }
         sys.stdout.write(json.dumps(greeting) + "\n")
         sys.stdout.flush()
@@ -449,5 +478,7 @@ class SandboxProcess:
     async def _ask(self, method: str, what: str, **kwargs: Any) -> Any:  # noqa: ANN401 - any JSON
         url = f"{self.base_url}/sandbox/{what}"
         async with self._http.request(method, url, **kwargs) as response:
+            if response.status == web.HTTPBadRequest.status_code:
+                raise ValueError((await response.text()).strip())
             response.raise_for_status()
             return await response.json()

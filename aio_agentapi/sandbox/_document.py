@@ -19,9 +19,14 @@ run at a time; one more is answered 1018, was not executed, and wants to be sent
 when one of the running calls has ended. Members that stand nowhere here may come with
 any answer.
 
+The headers Authorization, Accept: application/json and Content-Type: application/json
+are required. Calls are accepted only from the addresses that are set as Allowed IP, if
+any are; others are answered 1020.
+
 x-effect says what sending a call twice would do: read and idempotent calls may be
-sent again after a lost answer (points only with a reference), create and money not.
-x-generation names the paths that older deployments lack.
+sent again after a lost answer, create and money not; x-effect-without-reference says it
+for a move of points that carries none. x-generation names the paths that older
+deployments lack.
 """
 
 # Deployments differ: a failure comes with 200, or with one of these.
@@ -96,6 +101,7 @@ def _post(path: str, route: Route) -> dict[str, Any]:
         "tags": [path.partition("/")[0]],
         "summary": route.summary,
         "x-effect": route.effect,
+        **_without_reference(route),
         "x-generation": "newer" if route.newer else "any",
         "requestBody": {
             "required": True,
@@ -105,6 +111,12 @@ def _post(path: str, route: Route) -> dict[str, Any]:
         },
         "responses": answers,
     }
+
+
+def _without_reference(route: Route) -> dict[str, str]:
+    # Contract 6: what makes them repeatable is theirs to leave out.
+    has_one = "reference?" in route.members
+    return {"x-effect-without-reference": "money"} if has_one else {}
 
 
 def _success(answer: Schema) -> Schema:

@@ -14,6 +14,7 @@ Kind: TypeAlias = Literal[
     "drop_before",
     "drop_after",
     "delay",
+    "late_row",
     "cut_json",
     "html",
     "empty",
@@ -23,6 +24,8 @@ Kind: TypeAlias = Literal[
 ]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+_ANSWERING: Final = frozenset({"cut_json", "html", "empty", "wrong_shape", "code"})
 
 # Contract 4: the codes that say that the call was not executed.
 _REFUSING: Final = NAMES.keys() - {1, 1001, 1003, 1011, 1015}
@@ -42,7 +45,7 @@ class Fault:
 
         share: With which probability a call is hit.
 
-        seconds: How long, for a delay.
+        seconds: How long, for a delay and a late row.
 
         status: The HTTP status of the answer. None: the usual one.
 
@@ -105,6 +108,12 @@ class Faults:
         if fault.path is not None and fault.path not in ROUTES:
             msg = f"there is no path {fault.path!r}"
             raise ValueError(msg)
+        if fault.executed is not None and fault.kind not in _ANSWERING:
+            msg = f"executed: not for {fault.kind!r}, whose name says it"
+            raise ValueError(msg)
+        if fault.times is not None and fault.times < 1:
+            msg = f"times: at least 1, or None, not {fault.times}"
+            raise ValueError(msg)
         self._on.append(fault)
 
     def drop_before(self, path: str | None = None, **which: Unpack[Which]) -> None:
@@ -120,6 +129,12 @@ class Faults:
     ) -> None:
         """Execute the call so many seconds later than usual."""
         self.add(Fault("delay", path, seconds=seconds, **which))
+
+    def late_row(
+        self, seconds: float, path: str | None = None, **which: Unpack[Which]
+    ) -> None:
+        """Let the row of a payment be seen so many seconds later than others."""
+        self.add(Fault("late_row", path, seconds=seconds, **which))
 
     def cut_json(self, path: str | None = None, **which: Unpack[Which]) -> None:
         """Answer with the first half of the JSON."""

@@ -11,7 +11,7 @@ import msgspec
 
 from aio_agentapi.sandbox._members import Body
 from aio_agentapi.sandbox._records import Account, Move, User
-from aio_agentapi.sandbox._switches import Switches
+from aio_agentapi.sandbox._switches import Dates, Switches
 
 _UNIT: Final = 10_000
 
@@ -24,16 +24,18 @@ class Forms:
 
     def money(self, units: int) -> object:
         """Write an amount of ten-thousandths in major units."""
-        text = f"{units // _UNIT}.{units % _UNIT:04}"
+        whole, rest = divmod(abs(units), _UNIT)
+        text = f"{'-' if units < 0 else ''}{whole}.{rest:04}"
         if self._switches.short_money:
             text = text.rstrip("0").rstrip(".")
         return text if self._switches.quoted_money else msgspec.Raw(text.encode())
 
-    def local(self, moment: datetime) -> str:
+    def local(self, moment: datetime, dates: Dates | None = None) -> str:
         """Write a time that the contract has without a zone."""
-        if self._switches.dates == "iso":
+        dates = dates or self._switches.dates
+        if dates == "iso":
             return iso(moment)
-        form = "%Y-%m-%d" if self._switches.dates == "dashed" else "%Y.%m.%d"
+        form = "%Y-%m-%d" if dates == "dashed" else "%Y.%m.%d"
         return self.wall(moment).strftime(f"{form} %H:%M:%S")
 
     def wall(self, moment: datetime) -> datetime:

@@ -25,6 +25,7 @@ from aio_agentapi.sandbox._records import (
 _WINDOW: Final = timedelta(hours=1)
 # No zone is further from UTC.
 _ZONES: Final = timedelta(hours=26)
+_NONE: Final = timedelta(0)
 _REGISTERED: Final = datetime(2024, 1, 15, 9, 30, tzinfo=UTC)
 _SLOTS: Final = "Slots"
 _SUMS: Final = (
@@ -52,10 +53,11 @@ def transaction(here: Deployment, asked: Asked) -> Body:
     """Answer ``game/transaction``."""
     body, forms = asked.body, here.forms
     start, end = body["start_time"], body["end_time"]
-    if not start <= end <= start + _WINDOW:
+    if start > end or end - start > _WINDOW:
         raise RefusedCall(VALIDATION, end_time="is at most one hour after start_time")
     offset = body["offset"]
-    if _too_early(here, asked, "game/transaction", 0):
+    # More than 30 s, where the other feed wants at least as many.
+    if _too_early(here, asked, "game/transaction", 0, more=True):
         return page([], 0, offset)
     # By the clock, as the rows tell it: an hour that comes twice is both of them.
     near = here.ledger.feed_between(
@@ -142,8 +144,8 @@ def online_games(here: Deployment, asked: Asked) -> list[Body]:
             "last_round_bet": forms.money(play.last_bet),
             "spend": forms.money(play.spend),
             "win": forms.money(play.win),
-            "start_time": forms.local(play.started),
-            "last_update": forms.local(play.updated),
+            "start_time": forms.local(play.started, here.switches.online_dates),
+            "last_update": forms.local(play.updated, here.switches.online_dates),
         }
         for play in here.arcade.online(asked.caller)
     ]
@@ -222,17 +224,20 @@ def _transaction(here: Deployment, row: Row) -> Body:
     }
 
 
-def _too_early(here: Deployment, asked: Asked, path: str, cursor: int) -> bool:
+def _too_early(
+    here: Deployment, asked: Asked, path: str, cursor: int, *, more: bool = False
+) -> bool:
     """Note a reading; tell whether it came too soon after the one before."""
     now, key = here.clock.now(), (asked.caller.code, path, cursor)
     spacing = timedelta(seconds=here.switches.feed_spacing)
     before = here.read_at.get(key)
-    if before is not None and now - before < spacing:
+    gap = None if before is None else now - before
+    if gap is not None and (gap < spacing or (more and gap == spacing > _NONE)):
         if here.switches.early_feed == "busy":
             raise RefusedCall(BUSY)
         return True
     # What has had its time is forgotten: a reader leaves a cursor for each page.
-    for old in [k for k, at in here.read_at.items() if now - at >= spacing]:
+    for old in [k for k, at in here.read_at.items() if now - at > spacing]:
         del here.read_at[old]
     here.read_at[key] = now
     return False

@@ -25,6 +25,7 @@ from aio_agentapi.sandbox._records import (
     DEPOSIT,
     FORBIDDEN,
     INVALID,
+    MARK,
     MOVES,
     NO_AGENT,
     NO_BALANCE,
@@ -67,19 +68,22 @@ class Ledger:
     _db: Path | None = attrs.field(alias="db", default=None)
     # Seconds after which a new row of the feed can be seen.
     row_delay: float = 0.0
+    # The same for the rows of the call that is executed now.
+    late: float = 0.0
     sql: sqlite3.Connection = attrs.field(init=False)
     _suspended: frozenset[int] = attrs.field(init=False, default=frozenset())
 
     def __attrs_post_init__(self) -> None:
-        if self._db is not None:
-            # The tokens are in it.
+        if self._db is not None and not self._db.exists():
             self._db.touch()
-            self._db.chmod(0o600)
         # One connection, used by one event loop; statements are explicit.
         self.sql = sqlite3.connect(
             self._db or ":memory:", isolation_level=None, check_same_thread=False
         )
         self._check_version()
+        if self._db is not None:
+            # The tokens are in it.
+            self._db.chmod(0o600)
         self.sql.execute("PRAGMA journal_mode = WAL")
         self.sql.execute("PRAGMA synchronous = NORMAL")
         self.sql.executescript(SCHEMA)
@@ -388,7 +392,7 @@ class Ledger:
                 str(amount),
                 str(balance),
                 stamp(now),
-                stamp(now + timedelta(seconds=self.row_delay)),
+                stamp(now + timedelta(seconds=self.row_delay + self.late)),
                 *played,
             ),
         )
@@ -435,13 +439,20 @@ class Ledger:
         return minted, held
 
     def _check_version(self) -> None:
-        (version,) = self.sql.execute("PRAGMA user_version").fetchone()
-        (tables,) = self.sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version != VERSION:
+        try:
+            (version,) = self.sql.execute("PRAGMA user_version").fetchone()
+            (mark,) = self.sql.execute("PRAGMA application_id").fetchone()
+            (tables,) = self.sql.execute(
+                "SELECT count(*) FROM sqlite_master"
+            ).fetchone()
+            if tables and (version, mark) != (VERSION, MARK):
+                msg = "the file is of another version of the stand-in, or not of one"
+                raise sqlite3.DatabaseError(msg)
+        except sqlite3.Error:
             self.sql.close()
-            msg = "the file is of another version of the stand-in, or no such file"
-            raise sqlite3.DatabaseError(msg)
+            raise
         self.sql.execute(f"PRAGMA user_version = {VERSION}")
+        self.sql.execute(f"PRAGMA application_id = {MARK}")
 
     @contextmanager
     def all_or_nothing(self) -> Generator[None]:

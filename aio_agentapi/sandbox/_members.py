@@ -72,20 +72,27 @@ def _code(value: object) -> int:
     raise ValueError(msg)
 
 
-def _within(least: int, most: int) -> Member:
+def _within(least: int, most: int, description: str | None = None) -> Member:
     def check(value: object) -> int:
         if not least <= _code(value) <= most:
             msg = f"is {least} to {most}"
             raise ValueError(msg)
         return _code(value)
 
-    return Member(check, {"type": "integer", "minimum": least, "maximum": most})
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    told = {} if description is None else {"description": description}
+    return Member(check, schema | told)
 
 
 def _text(value: object) -> str:
+    msg = "is a text"
     if not isinstance(value, str):
-        msg = "is a text"
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
+    try:
+        # Half of a surrogate pair can be written in JSON, and nowhere else.
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(msg) from None
     return value
 
 
@@ -121,11 +128,14 @@ def _addresses(value: object) -> Sequence[str]:
         raise ValueError(msg)  # noqa: TRY004 - one kind of error for every reason
     found = [_text(part) for part in cast("list[object]", value)]
     for address in found:
+        msg = f"{address[:40]!r} is no address"
         try:
             ipaddress.ip_address(address)
         except ValueError:
-            msg = f"{address[:40]!r} is no address"
             raise ValueError(msg) from None
+        if "%" in address:
+            # Of one machine's interface.
+            raise ValueError(msg)
     return found
 
 
@@ -185,7 +195,12 @@ CURSOR: Final = _within(0, _INT64 - 1)
 ANY_LIMIT: Final = _within(1, _PAGE)
 FEED_LIMIT: Final = _within(10, _PAGE)
 # Twelve and thirteen exist, and nobody has a name for them.
-LANGUAGE: Final = _within(1, 13)
+LANGUAGE: Final = _within(
+    1,
+    13,
+    "1 en, 2 ko, 3 th, 4 es, 5 ja, 6 pt, 7 tr, 8 de, 9 id, 10 ms, 11 zh; 12 and 13"
+    " have no name.",
+)
 NAME: Final = _matching(_NAME, "is 2 to 50 letters, digits and underscores")
 REFERENCE: Final = _matching("[!-~]{1,64}", "is 1 to 64 visible ASCII characters")
 TEXT: Final = Member(_text, {"type": "string"})
@@ -204,11 +219,12 @@ ADDRESSES: Final = Member(
 )
 AMOUNT: Final = Member(
     _amount,
+    # No multipleOf: validators compute with binary floats, and refuse 0.0003.
     {
         "type": "number",
         "exclusiveMinimum": 0,
         "maximum": 10**15,
-        "multipleOf": 0.0001,
+        "description": "Major units, with at most four decimals.",
     },
 )
 MOMENT: Final = Member(

@@ -16,6 +16,7 @@ import attrs
 
 # Of the tables below: a file of another version is not touched.
 VERSION: Final = 2
+MARK: Final = 0x41504921
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS accounts (

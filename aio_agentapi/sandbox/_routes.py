@@ -163,13 +163,15 @@ ROUTES: Final[Mapping[str, Route]] = {
     ),
     "game/transaction-id": Route(
         run=_games.transaction_id,
-        summary="What moved balances after a row, oldest first.",
+        summary="What moved balances after a row, oldest first, for two days; at least"
+        " 30 s between two calls with one last_id.",
         members={"last_id": CURSOR, "limit": FEED_LIMIT},
         answer=_shapes.list_of("Transaction"),
     ),
     "game/transaction": Route(
         run=_games.transaction,
-        summary="What moved balances in at most an hour.",
+        summary="What moved balances in at most an hour of the last two days; more than"
+        " 30 s between two calls.",
         members={
             "start_time": MOMENT,
             "end_time": MOMENT,

@@ -175,17 +175,21 @@ class Service:
             _hang_up(request)
         if fault is not None and not fault.runs:
             return self._spoil(fault, self._reply(None))
+        late = fault is not None and fault.kind == "late_row"
+        self.deployment.ledger.late = fault.seconds if fault and late else 0.0
+        refused = True
         try:
             body = parse(text, route.members)
             answer = route.run(self.deployment, Asked(account, body, request.remote))
             self.executed[path] += 1
             response = self._reply(answer)
+            refused = False
         except RefusedCall as refusal:
             response = self._refuse(refusal)
         except sqlite3.Error:
             # No room for the books, say: nothing was done.
             response = self._refuse(RefusedCall(BROKEN))
-        if fault is None:
+        if fault is None or (refused and fault.kind == "wrong_shape"):
             return response
         if fault.kind == "drop_after":
             _hang_up(request)
@@ -206,7 +210,7 @@ class Service:
         if fault.kind == "code":
             return self._refuse(RefusedCall(fault.code), fault.status)
         if fault.kind == "wrong_shape":
-            return _json(self.deployment.forms.envelope(0, None, "unexpected"), status)
+            return self._reply("unexpected", status)
         body = response.body if isinstance(response.body, bytes) else b""
         if fault.kind == "cut_json":
             body = body[: len(body) // 2]
@@ -223,10 +227,10 @@ class Service:
         envelope = self.deployment.forms.envelope(code, NAMES.get(code), fields or None)
         return _json(envelope, status or 200)
 
-    def _reply(self, answer: object) -> web.Response:
+    def _reply(self, answer: object, status: int = 200) -> web.Response:
         older = self.deployment.switches.generation == "older"
         message = "OK" if older else None
-        return _json(self.deployment.forms.envelope(0, message, answer), 200)
+        return _json(self.deployment.forms.envelope(0, message, answer), status)
 
 
 def _json(envelope: Body, status: int) -> web.Response:

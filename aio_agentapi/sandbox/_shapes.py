@@ -83,7 +83,11 @@ RECORDS: Final[Mapping[str, Mapping[str, Schema]]] = {
         "trans_id": _INT,
         "user_code": _INT,
         "round_id": _TEXT,
-        "trans_type": _INT,
+        "trans_type": {
+            **_INT,
+            "description": "1 Bet, 2 Win, 4 Deposit, 8 Withdraw, 16 BetCancel,"
+            " 32 BonusCall; others may appear.",
+        },
         "provider_id": _INT,
         "provider_name": _TEXT,
         "game_code": _TEXT,
@@ -109,7 +113,7 @@ RECORDS: Final[Mapping[str, Mapping[str, Schema]]] = {
         "provider_id": _INT,
         "provider_name": _TEXT,
         "locale_name": _TEXT,
-        "status": _INT,
+        "status": {**_INT, "description": "1 normal, 2 maintenance."},
     },
     "Game": {
         "provider_id": _INT,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
+from zoneinfo import ZoneInfo
 
 import attrs
 from attrs.validators import ge, in_
+
+Dates: TypeAlias = Literal["dashed", "dotted", "iso"]
+
+
+def _known_zone(_: object, __: object, value: str) -> None:
+    ZoneInfo(value)
 
 
 @attrs.frozen(kw_only=True)
 class Switches:
     """
     Where deployments of the service differ, or nobody knows.
+
+    A value that cannot be is refused with a ValueError that names it.
 
     Attributes:
         limit: Calls in flight, beyond which 1018 is answered.
@@ -43,6 +52,8 @@ class Switches:
 
         dates: Times without a zone as ``"dashed"`` (2024-05-31 12:00:00) or
             ``"dotted"`` (2024.05.31 12:00:00); or in ISO 8601, with one.
+
+        online_dates: The same for ``game/online-games``, where dots have been seen.
 
         zone: The zone of times that are written without one.
 
@@ -80,10 +91,9 @@ class Switches:
     quoted_money: bool = False
     short_money: bool = False
     quoted_currency: bool = False
-    dates: Literal["dashed", "dotted", "iso"] = attrs.field(
-        default="dashed", validator=in_(("dashed", "dotted", "iso"))
-    )
-    zone: str = "UTC"
+    dates: Dates = attrs.field(default="dashed", validator=in_(get_args(Dates)))
+    online_dates: Dates = attrs.field(default="dashed", validator=in_(get_args(Dates)))
+    zone: str = attrs.field(default="UTC", validator=_known_zone)
     early_feed: Literal["busy", "empty"] = attrs.field(
         default="busy", validator=in_(("busy", "empty"))
     )

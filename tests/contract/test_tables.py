@@ -49,7 +49,7 @@ def test_both_have_the_same_codes() -> None:
     assert {code: name for code, (name, _) in CODES.items()} == dict(NAMES)
     failure = DOCUMENT["components"]["schemas"]["Failure"]
     told = failure["properties"]["code"]["description"].split("; ")
-    assert told == [f"{code} {name}" for code, name in NAMES.items()]
+    assert told == [f"{code} {name}" for code, (name, _) in CODES.items()]
 
 
 # Shapes: both sides are brought into one form, in which a record is its members with

@@ -300,9 +300,6 @@ async def test_an_answer_that_is_none(
                 here.box.faults.add(
                     Fault(row.kind, path, status=row.status, executed=executed)
                 )
-                if row.error is DecodeError and effect == "create" and executed:
-                    # The name is taken since the last row.
-                    continue
                 error, ran, changed = await here.fail(effect)
                 assert type(error) is row.error
                 again = effect in REPEATED and row.error is OutcomeUnknownError

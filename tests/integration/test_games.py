@@ -151,7 +151,9 @@ async def test_a_round_can_be_looked_at() -> None:
         for code, name in ((user, "0"), (user, ""), (99, number)):
             with pytest.raises(NotFoundError):
                 await shop.games.round_details_url(code, name)
-        clock.advance(30 * 24 * 3600 + 1)
+        clock.advance(30 * 24 * 3600)
+        assert await shop.games.round_details_url(user, number) == url
+        clock.advance(1)
         with pytest.raises(NotFoundError):
             await shop.games.round_details_url(user, number)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import stat
 import time
 from collections.abc import Mapping
@@ -364,3 +365,188 @@ async def test_delays_and_shares_of_calls(box: Sandbox) -> None:
             hits += 1
     # The dice are seeded: the same number in every run.
     assert 5 <= hits <= 25
+
+
+async def test_what_nothing_can_hold_is_refused(box: Sandbox) -> None:
+    """Half a character, an interface's address, a time at the end of all times."""
+    for path, text in (
+        ("agent/create", b'{"name":"ab","role":"agent","whitelist":["fe80::1%eth0"]}'),
+        ("agent/create", rb'{"name":"ab","role":"agent","whitelist":["::1%\ud800"]}'),
+        ("game/round-details", rb'{"user_code":1,"round_id":"\ud800"}'),
+    ):
+        _, answer = await post(box, path, text=text)
+        assert answer["code"] == 1002
+    for zone in ("UTC", "Asia/Seoul"):
+        box.switches = Switches(zone=zone, feed_spacing=0)
+        for year in ("0001", "9999"):
+            times = {"start_time": f"{year}-12-31 23:30:00"}
+            times["end_time"] = f"{year}-12-31 23:40:00"
+            body = {**times, "offset": 0, "limit": 10}
+            _, answer = await post(box, "game/transaction", body)
+            assert (answer["code"], answer["data"]["total"]) == (0, 0)
+    assert (await post(box, "agent/list", {"offset": 0, "limit": 9}))[1]["code"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "times", "limit", "field"),
+    [
+        ("game/transaction", ("12:00:00", "13:00:01"), 10, "end_time"),
+        ("game/transaction", ("12:00:01", "12:00:00"), 10, "end_time"),
+        ("game/transaction", ("12:00:00", "13:00:00"), 2001, "limit"),
+        ("game/transaction", ("12:00:00", "13:00:00"), 9, "limit"),
+        ("game/transaction", ("12:00", "13:00:00"), 10, "start_time"),
+        ("statistics/user", ("12:00:00", "13:00:00"), 10, "start_time"),
+    ],
+)
+async def test_a_window_has_its_bounds(
+    box: Sandbox, path: str, times: tuple[str, str], limit: int, field: str
+) -> None:
+    """At most an hour, and ten to two thousand rows."""
+    start, end = (f"2024-05-31 {time}" for time in times)
+    body = {"start_time": start, "end_time": end, "offset": 0, "limit": limit}
+    _, answer = await post(box, path, body)
+    assert (answer["code"], answer["data"][0]["field"]) == (1002, field)
+
+
+async def test_each_account_has_its_own_spacing_of_the_feeds() -> None:
+    """At least 30 s from one cursor; more than 30 s between any two windows."""
+    clock = ManualClock()
+    window = {"start_time": "2024-01-01 00:00:00", "end_time": "2024-01-01 01:00:00"}
+    async with Sandbox(clock=clock) as box:
+
+        async def codes(name: str) -> tuple[int, int]:
+            token = box.token(name)
+            feed = {"last_id": 0, "limit": 10}
+            page = {**window, "offset": 0, "limit": 10}
+            _, one = await post(box, "game/transaction-id", feed, token=token)
+            _, two = await post(box, "game/transaction", page, token=token)
+            return one["code"], two["code"]
+
+        assert await codes("shop_1") == (0, 0)
+        assert await codes("shop_1") == (1018, 1018)
+        assert await codes("shop_2") == (0, 0)
+        clock.advance(30)
+        assert await codes("shop_1") == (0, 1018)
+        clock.advance(0.001)
+        assert await codes("shop_1") == (1018, 0)
+
+
+async def test_a_late_row_is_seen_behind_higher_ids() -> None:
+    """As the contract says that it can happen."""
+    clock = ManualClock()
+    async with (
+        Sandbox(Switches(feed_spacing=0), clock=clock) as box,
+        connect(box, "shop_1", feed_interval=0.001) as shop,
+    ):
+        user = (await shop.users.create("anna")).user_code
+        box.faults.late_row(5, "wallet/deposit", times=1)
+        await shop.wallets.deposit(user, 1)
+        await shop.wallets.deposit(user, 2)
+        assert [row.trans_id async for row in shop.transactions.since(0)] == [2]
+        clock.advance(5)
+        assert [row.trans_id async for row in shop.transactions.since(0)] == [1, 2]
+
+
+async def test_a_fault_tells_no_lie(box: Sandbox) -> None:
+    """A code that says no is not executed, and a refusal stays one."""
+    async with connect(box, "shop_1") as shop:
+        user = (await shop.users.create("anna")).user_code
+        for code in (1018, 2005):
+            box.faults.code(code, "wallet/deposit", times=1)
+            body = {"user_code": user, "amount": 1}
+            token = box.token("shop_1")
+            _, answer = await post(box, "wallet/deposit", body, token=token)
+            assert answer["code"] == code
+        box.faults.wrong_shape("wallet/withdraw", times=2)
+        _, answer = await post(box, "wallet/withdraw", body, token=token)
+        assert answer["code"] == 2006
+        await shop.wallets.deposit(user, 1)
+        box.switches = Switches(generation="older")
+        _, answer = await post(box, "wallet/withdraw", body, token=token)
+        assert answer == {"code": 0, "message": "OK", "data": "unexpected"}
+    assert box.executed["wallet/deposit"] == 1
+    for wrong in (
+        Fault("drop_after", executed=False),
+        Fault("delay", seconds=1, executed=False),
+        Fault("busy", times=0),
+        Fault("empty", "wallets/deposit"),
+    ):
+        with pytest.raises(ValueError, match=r"executed|times|path"):
+            box.faults.add(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"scope": "x"},
+        {"generation": "old"},
+        {"latency": -1},
+        {"zone": "Mars/Olympus"},
+        {"dates": "x"},
+    ],
+)
+def test_a_switch_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    """And not taken for another position."""
+    with pytest.raises((ValueError, LookupError)):
+        Switches(**wrong)
+
+
+async def test_control_is_checked(box: Sandbox) -> None:
+    """From inside and from outside: nothing comes into being by a slip."""
+    for points in (Decimal(-5), Decimal("0.00001"), 0, Decimal("NaN")):
+        with pytest.raises((ValueError, ArithmeticError)):
+            box.mint(box.account("shop_1"), points)
+    for name, role in (("shop_1", "agent"), ("x", "agent"), ("ab", "boss")):
+        with pytest.raises(ValueError, match=r"shop_1|letters|role"):
+            box.add(name, role, parent="operator")
+    with pytest.raises(ValueError, match="held"):
+        box.foreign("operator", -1)
+    async with connect(box, "shop_1") as shop:
+        user = (await shop.users.create("anna")).user_code
+        for bet, win in ((Decimal("-0.5"), 0), (0, -5), (1, 0)):
+            with pytest.raises(ValueError, match=r"amount|2006"):
+                box.play("shop_1", user, bet, win)
+    async with SandboxProcess() as other:
+        before = await other.audit()
+        for call in (
+            other.gauge("nobody"),
+            other.mint("operator", -1),
+            other.foreign("operator", -1),
+            other.play("operator", 1, 1),
+            other.fault(Fault("flood")),  # type: ignore[arg-type]  # that is the point
+            other._ask("POST", "switches", json={"limit": 0}),
+        ):
+            with pytest.raises(ValueError, match="Error: "):
+                await call
+        assert before == await other.audit()
+
+
+async def test_a_look_at_a_link_does_not_use_it_up(box: Sandbox) -> None:
+    """Browsers look ahead."""
+    async with connect(box, "shop_1") as shop, aiohttp.ClientSession() as http:
+        user = (await shop.users.create("anna")).user_code
+        link = await shop.games.launch_url(user, 1, "aurora_1")
+        async with http.head(link) as response:
+            assert response.status == 405
+        async with http.get(link) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("content", [b"not a database, and long enough", None])
+def test_a_file_of_others_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+    """It is refused before anything of it is changed."""
+    db = tmp_path / "theirs.db"
+    if content is None:
+        with sqlite3.connect(db) as sql:
+            sql.execute("CREATE TABLE things (x)")
+            sql.execute("PRAGMA user_version = 2")
+        sql.close()
+    else:
+        db.write_bytes(content)
+    db.chmod(0o644)
+    before = db.read_bytes()
+    with pytest.raises(sqlite3.DatabaseError):
+        Sandbox(db=db)
+    assert db.read_bytes() == before
+    assert stat.S_IMODE(db.stat().st_mode) == 0o644
