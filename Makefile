@@ -45,7 +45,8 @@ check: $(VENV)/.dev
 
 test: check
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	@# By file: what a module sets up once is set up once.
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 

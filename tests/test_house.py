@@ -130,7 +130,9 @@ def section(text: str, title: str) -> str:
     return found[1] if found else ""
 
 
-@pytest.mark.parametrize(("name", "method"), CALLABLES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "method"), CALLABLES, ids=[name for name, _ in CALLABLES]
+)
 def test_every_docstring_has_its_form(name: str, method: Any) -> None:
     """A sentence, and where there is an Args section, each argument in it."""
     text = inspect.getdoc(method) or ""
@@ -168,7 +170,9 @@ SURE = (
 )
 
 
-@pytest.mark.parametrize(("name", "text", "arguments"), calls(), ids=str)
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"), calls(), ids=[name for name, *_ in calls()]
+)
 def test_every_call_says_what_it_does(
     name: str, text: str, arguments: set[str]
 ) -> None:

@@ -90,7 +90,7 @@ async def tell(switches: Switches) -> list[Any]:
     return told
 
 
-@pytest.mark.parametrize("form", FORMS.keys() - {"null"})
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "null"])
 async def test_every_form_gives_equal_records(form: str) -> None:
     """Over every endpoint, from the same things done."""
     expected = await tell(FORMS["null"])
