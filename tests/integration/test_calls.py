@@ -433,3 +433,14 @@ async def test_a_gate_of_ones_own(box: Sandbox) -> None:
         await asyncio.gather(*(session.agents.info() for _ in range(10)))
         assert session.gate.statistics().peak == 2
     assert [Secret(box.token("operator"))] == [secret for secret, _ in made]
+
+
+@pytest.mark.parametrize("run", ["", "x" * 41, "a b", "ä"])
+async def test_a_run_has_a_name_that_references_can_have(
+    box: Sandbox, session: Session, run: str
+) -> None:
+    """Otherwise each row would be refused."""
+    rows = session.points.distribute([(box.account("shop_1").code, 1)], run=run)
+    with pytest.raises(UsageError, match="run"):
+        await anext(rows)
+    assert box.gauge("operator").served == 0

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import stat
+import sys
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from aio_agentapi import PlanRow, State
+from aio_agentapi.cli import _show
+from aio_agentapi.errors import NotSentError
+from aio_agentapi.sandbox import Fault, SandboxProcess, Switches, document
 from tests.conftest import connect
 from tests.integration.test_cli import Ran, run, service
 
@@ -183,3 +190,46 @@ async def test_any_path(service: SandboxProcess) -> None:
         ran = await run(service, *words)
         assert (ran.code, ran.out) == (code, "")
         assert said in ran.err
+
+
+async def test_the_document_is_written() -> None:
+    """Without starting anything: the same that the stand-in serves."""
+    ran = await run(None, "sandbox", "--openapi")
+    assert (ran.code, ran.json) == (0, json.loads(json.dumps(document())))
+
+
+async def test_what_was_done_is_done(service: SandboxProcess) -> None:
+    """A suspension that cannot be shown is no wrong use: it has happened."""
+    async with connect(service) as session:
+        (code, *_) = [agent.agent_code async for agent in session.agents.list()]
+        disk = os.open("/dev/full", os.O_WRONLY)
+        full = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aio_agentapi.cli", "agents", "suspend", str(code)),
+            env=dict(os.environ)
+            | {"AGENTAPI_BASE_URL": service.base_url}
+            | {"AGENTAPI_TOKEN": service.tokens["operator"]},
+            stdout=disk,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(disk)
+        _, err = await full.communicate()
+        assert (full.returncode, b"cannot be written" in err) == (0, True)
+        states = [agent.state async for agent in session.agents.list()]
+        assert states.count(State.SUSPENDED) == 1
+
+
+async def test_a_table_shows_what_was_read_before_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And texts as they are: what the service says is no markup."""
+
+    async def found() -> AsyncIterator[object]:
+        yield PlanRow(1, Decimal("1234567890.1234"), "[bold]x [/i]")
+        msg = "gone"
+        raise NotSentError(msg)
+
+    with pytest.raises(NotSentError):
+        await _show.rows(found(), ("agent_code", "amount", "reference"), as_json=False)
+    shown = capsys.readouterr().out
+    assert "[bold]x [/i]" in shown
+    assert "1,234,567,890.1234" in shown
