@@ -86,11 +86,7 @@ class Arcade:
                 (key, stamp(now - _LINK_LIVES)),
             ).fetchone()
             if row is not None:
-                self._ledger.sql.execute(
-                    "INSERT INTO plays (agent, user, provider, game, last_bet, spend,"
-                    " win, started, updated) VALUES (?,?,?,?,'0','0','0',?,?)",
-                    (*row, stamp(now), stamp(now)),
-                )
+                self._begin(row, now)
         return row is not None
 
     def play(
@@ -147,25 +143,22 @@ class Arcade:
                 stamp(self._ledger.clock.now() - _ONLINE),
             ),
         ).fetchone()
-        now = stamp(self._ledger.clock.now())
+        now = self._ledger.clock.now()
         if row is None:
-            self._ledger.sql.execute(
-                "INSERT INTO plays (agent, user, provider, game, last_bet, spend,"
-                " win, started, updated) VALUES (?,?,?,?,?,?,?,?,?)",
-                (
-                    user.agent,
-                    user.code,
-                    provider,
-                    game,
-                    *map(str, (bet, bet, win)),
-                    now,
-                    now,
-                ),
-            )
-            return
+            place = (user.agent, user.code, provider, game)
+            row = (self._begin(place, now), 0, 0)
         number, spend, won = row
         self._ledger.sql.execute(
             "UPDATE plays SET last_bet = ?, spend = ?, win = ?, updated = ?"
             " WHERE id = ?",
-            (str(bet), str(int(spend) + bet), str(int(won) + win), now, number),
+            (str(bet), str(int(spend) + bet), str(int(won) + win), stamp(now), number),
         )
+
+    def _begin(self, place: tuple[int, int, int, str], now: datetime) -> int | None:
+        """Put a user into a game, by agent, user, provider and game."""
+        cursor = self._ledger.sql.execute(
+            "INSERT INTO plays (agent, user, provider, game, last_bet, spend, win,"
+            " started, updated) VALUES (?,?,?,?,'0','0','0',?,?)",
+            (*place, stamp(now), stamp(now)),
+        )
+        return cursor.lastrowid

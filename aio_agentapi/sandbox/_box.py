@@ -341,11 +341,12 @@ class Sandbox:
 
 def _units(amount: Decimal | int, least: int = 0) -> int:
     """Return an amount in ten-thousandths; ValueError where it is none of them."""
-    units = amount * _UNIT
-    if not isinstance(amount, Decimal | int) or units != units // 1 or units < least:
-        msg = f"an amount has at most four decimals and is not below 0, not {amount}"
-        raise ValueError(msg)
-    return int(units)
+    if isinstance(amount, Decimal | int):
+        units = amount * _UNIT
+        if units == units // 1 and units >= least:
+            return int(units)
+    msg = f"an amount has at most four decimals and is not below 0, not {amount}"
+    raise ValueError(msg)
 
 
 async def serve(box: Sandbox) -> None:

@@ -75,7 +75,7 @@ class Ledger:
 
     def __attrs_post_init__(self) -> None:
         if self._db is not None and not self._db.exists():
-            self._db.touch()
+            self._db.touch(mode=0o600)
         # One connection, used by one event loop; statements are explicit.
         self.sql = sqlite3.connect(
             self._db or ":memory:", isolation_level=None, check_same_thread=False

@@ -175,8 +175,8 @@ class Service:
             _hang_up(request)
         if fault is not None and not fault.runs:
             return self._spoil(fault, self._reply(None))
-        late = fault is not None and fault.kind == "late_row"
-        self.deployment.ledger.late = fault.seconds if fault and late else 0.0
+        if fault is not None and fault.kind == "late_row":
+            self.deployment.ledger.late = fault.seconds
         refused = True
         try:
             body = parse(text, route.members)
@@ -189,6 +189,9 @@ class Service:
         except sqlite3.Error:
             # No room for the books, say: nothing was done.
             response = self._refuse(RefusedCall(BROKEN))
+        finally:
+            # Of this call alone.
+            self.deployment.ledger.late = 0.0
         if fault is None or (refused and fault.kind == "wrong_shape"):
             return response
         if fault.kind == "drop_after":

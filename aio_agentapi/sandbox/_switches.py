@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 from zoneinfo import ZoneInfo
 
 import attrs
-from attrs.validators import ge, in_
+from attrs.validators import ge
 
 Dates: TypeAlias = Literal["dashed", "dotted", "iso"]
+
+
+def _listed(switches: object, field: attrs.Attribute[Any], value: object) -> None:
+    words = get_args(get_type_hints(type(switches))[field.name])
+    if value not in words:
+        msg = f"{field.name}: one of {words}, not {value!r}"
+        raise ValueError(msg)
 
 
 def _known_zone(_: object, __: object, value: str) -> None:
@@ -72,34 +79,30 @@ class Switches:
     """
 
     limit: int = attrs.field(default=50, validator=ge(1))
-    scope: Literal["token", "ip"] = attrs.field(
-        default="token", validator=in_(("token", "ip"))
-    )
+    scope: Literal["token", "ip"] = attrs.field(default="token", validator=_listed)
     latency: float = attrs.field(default=0.0, validator=ge(0))
     jitter: float = attrs.field(default=0.0, validator=ge(0))
-    statuses: Literal["ok", "http"] = attrs.field(
-        default="ok", validator=in_(("ok", "http"))
-    )
-    busy_status: Literal[429, 503] = attrs.field(default=429, validator=in_((429, 503)))
+    statuses: Literal["ok", "http"] = attrs.field(default="ok", validator=_listed)
+    busy_status: Literal[429, 503] = attrs.field(default=429, validator=_listed)
     generation: Literal["newer", "older"] = attrs.field(
-        default="newer", validator=in_(("newer", "older"))
+        default="newer", validator=_listed
     )
     optional: Literal["value", "null", "missing"] = attrs.field(
-        default="value", validator=in_(("value", "null", "missing"))
+        default="value", validator=_listed
     )
     extra: bool = False
     quoted_money: bool = False
     short_money: bool = False
     quoted_currency: bool = False
-    dates: Dates = attrs.field(default="dashed", validator=in_(get_args(Dates)))
-    online_dates: Dates = attrs.field(default="dashed", validator=in_(get_args(Dates)))
+    dates: Dates = attrs.field(default="dashed", validator=_listed)
+    online_dates: Dates = attrs.field(default="dashed", validator=_listed)
     zone: str = attrs.field(default="UTC", validator=_known_zone)
     early_feed: Literal["busy", "empty"] = attrs.field(
-        default="busy", validator=in_(("busy", "empty"))
+        default="busy", validator=_listed
     )
     feed_spacing: float = attrs.field(default=30.0, validator=ge(0))
     end_included: bool = True
     row_delay: float = attrs.field(default=0.0, validator=ge(0))
     empty_wallet: Literal["zero", "refused"] = attrs.field(
-        default="zero", validator=in_(("zero", "refused"))
+        default="zero", validator=_listed
     )

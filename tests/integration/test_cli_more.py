@@ -24,7 +24,7 @@ from tests.integration.test_cli import Ran, run, service
 __all__ = ["service"]
 
 
-async def rows(ran: Ran) -> list[dict[str, object]]:
+def rows(ran: Ran) -> list[dict[str, object]]:
     """Return the lines of JSON that a command has written."""
     assert (ran.code, ran.err) == (0, "")
     return [json.loads(line, parse_float=Decimal) for line in ran.out.splitlines()]
@@ -114,7 +114,7 @@ async def test_transactions_and_statistics() -> None:
             user = (await session.users.create("anna")).user_code
             await session.wallets.deposit(user, 10)
         number = await service.play("operator", user, 4, 1)
-        since = await rows(await run(service, "transactions", "since", "0", "--json"))
+        since = rows(await run(service, "transactions", "since", "0", "--json"))
         assert [row["trans_type"] for row in since] == [4, 1, 2]
         assert since[1]["round_id"] == number
         now = datetime.now(UTC)
@@ -122,9 +122,9 @@ async def test_transactions_and_statistics() -> None:
         for form in ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S"):
             times = (start.strftime(form), end.strftime(form))
             ran = await run(service, "transactions", "between", *times, "--json")
-            assert await rows(ran) == since
+            assert rows(ran) == since
             ran = await run(service, "users", "statistics", *times, "--json")
-            (sums,) = await rows(ran)
+            (sums,) = rows(ran)
             assert (sums["user_name"], sums["slot_bet"]) == ("anna", Decimal(4))
         ran = await run(service, "transactions", "since", "1")
         assert ran.out.splitlines()[0].split()[:3] == [
@@ -151,9 +151,7 @@ async def test_games(service: SandboxProcess) -> None:
         "maintenance",
         "normal",
     ]
-    found = await rows(
-        await run(service, "games", "list", "2", "--lang", "8", "--json")
-    )
+    found = rows(await run(service, "games", "list", "2", "--lang", "8", "--json"))
     assert found[0]["locale_name"] == "Borealis 1 (8)"
     ran = await run(service, "games", "list", "2")
     assert len(ran.out.splitlines()) == len(found) + 1
