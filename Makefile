@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench bench-rows format changelog clean
+.PHONY: help demo test check soak bench bench-rows format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
+	@echo "make soak    the long searches; some minutes"
 	@echo "make bench   speed beside bare aiohttp"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
@@ -49,6 +50,9 @@ test: check
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

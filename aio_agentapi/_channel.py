@@ -21,8 +21,10 @@ refusal of a later sending: that is its answer.
 
 A feed is read only as often as the service wants: see :mod:`aio_agentapi._pace`.
 
-A permit is held from :meth:`Gate.acquire` on, and each way out of
-:meth:`Channel._sent`, cancellation included, gives it back exactly once.
+A permit is the caller's from :meth:`Gate.acquire` to the next line, and from there on
+the exchange's: see :mod:`aio_agentapi._exchange`. Whoever is cancelled, or out of
+time, leaves his exchange, which goes on. A query that may be asked again is not sent
+a second time while its exchange still runs: it waits for that one once more.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 import anyio
 import attrs
 
+from aio_agentapi._exchange import Exchange, Exchanges
 from aio_agentapi._gate import Gate
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import Settings
@@ -108,11 +111,13 @@ class Home:
 class _Call:
     """How far one call has come: its clocks, its sendings, its doubt."""
 
-    __slots__ = ("busy", "deadline", "doubt", "sendings", "waited")
+    __slots__ = ("busy", "deadline", "doubt", "sendings", "tries", "waited")
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
         self.waited = 0.0
+        # A try is a sending, or another wait for the answer of one.
+        self.tries = 0
         self.sendings = 0
         self.busy: BusyError | None = None
         self.doubt: OutcomeUnknownError | None = None
@@ -127,6 +132,7 @@ class Channel:
     _home: Home = attrs.field(alias="home")
     _transport: Transport = attrs.field(alias="transport")
     _wire: Wire = attrs.field(alias="wire")
+    _exchanges: Exchanges = attrs.field(alias="exchanges")
     _pace: Pace = attrs.field(alias="pace")
     # Set when the session is closed, for the calls that pause meanwhile.
     _closing: asyncio.Event = attrs.field(alias="closing", factory=asyncio.Event)
@@ -205,6 +211,7 @@ class Channel:
         finally:
             # Also when who closes is cancelled: nobody else would do it.
             with anyio.CancelScope(shield=True):
+                await self._exchanges.cut()
                 await self._transport.aclose()
 
     async def _run(
@@ -218,9 +225,9 @@ class Channel:
             while True:
                 try:
                     if operation.paced is None:
-                        return await self._sent(call, operation, text)
+                        return await self._sent(call, operation, text, again=again)
                     place = (operation.name, body.get(operation.paced))
-                    return await self._read(call, operation, text, place)
+                    return await self._read(call, operation, text, place, again=again)
                 except NotSentError as error:
                     await self._rest(call, error)
                 except BusyError:
@@ -238,7 +245,13 @@ class Channel:
         raise verdict
 
     async def _read(
-        self, call: _Call, operation: Operation[T], text: bytes, place: object
+        self,
+        call: _Call,
+        operation: Operation[T],
+        text: bytes,
+        place: object,
+        *,
+        again: bool,
     ) -> T:
         """Send once, as soon as the feed may be read again from that place."""
         loop = asyncio.get_running_loop()
@@ -248,7 +261,7 @@ class Channel:
             async with self._pace.turn(place, self._pause, until) as reading:
                 call.waited += loop.time() - began
                 try:
-                    return await self._sent(call, operation, text)
+                    return await self._sent(call, operation, text, again=again)
                 except (NotSentError, GateError, UsageError):
                     reading.made = False
                     raise
@@ -261,52 +274,63 @@ class Channel:
         msg = "the feed may not be read again in time. Nothing was sent"
         raise GateTimeoutError(msg, waited=call.waited + loop.time() - began)
 
-    async def _sent(self, call: _Call, operation: Operation[T], text: bytes) -> T:
+    async def _sent(
+        self, call: _Call, operation: Operation[T], text: bytes, *, again: bool
+    ) -> T:
         """Send once, as soon as the service has room for it."""
         loop = asyncio.get_running_loop()
         lane = self.settings.lane
         path = self.settings.paths.get(operation.name, operation.name)
-        began = loop.time()
-        await self.gate.acquire(lane, self._patience(call, began))
-        held, took = True, None
+        while True:
+            began = loop.time()
+            until = self._patience(call, began)
+            busy = call.busy is not None
+            await self.gate.acquire(lane, until, again=busy)
+            now = loop.time()
+            call.waited += now - began
+            if call.deadline is not None and now >= call.deadline:
+                # The permit came in time, and this task too late to use it.
+                self.gate.release(lane)
+                msg = "the deadline was over before it was sent. Nothing was sent"
+                raise GateTimeoutError(msg, waited=call.waited)
+            exchange = self._exchanges.start(operation, path, text, lane)
+            outcome = await self._outcome(call, exchange, again=again)
+            if not isinstance(outcome, BaseException):
+                return outcome
+            if not isinstance(outcome, BusyError):
+                raise outcome
+            call.busy = outcome
+            if operation.paced is not None:
+                raise outcome
+
+    async def _outcome(
+        self, call: _Call, exchange: Exchange[T], *, again: bool
+    ) -> T | BaseException:
+        """Wait for what becomes of a sending, as long as the call's clocks say."""
+        loop = asyncio.get_running_loop()
+        call.tries += 1
+        call.sendings += 1
+        call.busy = None
         try:
-            while True:
-                sent = loop.time()
-                call.waited += sent - began
-                until = self._until(call, sent)
-                call.sendings += 1
-                call.busy = None
-                answer = await self._transport.send(path, text, until)
-                began = loop.time()
-                outcome = self._wire.decode(operation, *answer, self._transport.scrub)
-                # There may be a token in it, and this frame in a traceback.
-                del answer
-                if not isinstance(outcome, BusyError):
-                    took = began - sent
-                    if isinstance(outcome, AgentAPIError):
-                        raise outcome
-                    return outcome
-                call.busy = outcome
-                call.sendings -= 1
-                if operation.paced is not None:
-                    raise outcome
-                held = False
-                await self.gate.refused(lane, self._patience(call, began))
-                held = True
+            while not await exchange.wait(self._until(call, loop.time())):
+                connected = exchange.sending.connected
+                over = call.deadline is not None and loop.time() >= call.deadline
+                last = over or call.tries >= self.settings.attempts
+                if last or not (again and connected):
+                    return _late(connected=connected)
+                call.tries += 1
         finally:
-            if held:
-                self.gate.release(lane, took)
+            exchange.leave()
+        outcome = exchange.outcome
+        if isinstance(outcome, BusyError):
+            call.tries -= 1
+            call.sendings -= 1
+        return cast("T | BaseException", outcome)
 
     def _until(self, call: _Call, now: float) -> float:
-        """Return the loop's time until which one sending may take."""
+        """Return the loop's time until which an answer is waited for."""
         until = now + self.settings.timeout
-        if call.deadline is None:
-            return until
-        if now >= call.deadline:
-            # The permit came in time, and this task too late to use it.
-            msg = "the deadline was over before it was sent. Nothing was sent"
-            raise GateTimeoutError(msg, waited=call.waited)
-        return min(until, call.deadline)
+        return until if call.deadline is None else min(until, call.deadline)
 
     def _patience(self, call: _Call, now: float) -> float | None:
         """Return the loop's time until which the call may stand in line."""
@@ -318,9 +342,9 @@ class Channel:
 
     async def _rest(self, call: _Call, error: AgentAPIError) -> None:
         """Pause before the next sending; raise *error* where there is none."""
-        if call.sendings >= self.settings.attempts:
+        if call.tries >= self.settings.attempts:
             raise error
-        pause = min(_BACKOFF_AT_MOST, _BACKOFF * 2 ** (call.sendings - 1))
+        pause = min(_BACKOFF_AT_MOST, _BACKOFF * 2 ** (call.tries - 1))
         pause *= random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
         now = asyncio.get_running_loop().time()
         if call.deadline is not None and now + pause >= call.deadline:
@@ -332,6 +356,12 @@ class Channel:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
+
+
+def _late(*, connected: bool) -> AgentAPIError:
+    if connected:
+        return OutcomeUnknownError("no answer in time. It may have happened")
+    return NotSentError("no connection in time. Nothing was sent")
 
 
 def _sign(

@@ -6,9 +6,11 @@ Theory of operation
 
 Every permit is in exactly one place, and each place is counted:
 
-    in use    a call is in flight, or about to be
+    in use    a call is in flight, or about to be, whoever still waits for it
     free      in the semaphore, there for the taking
-    withheld  the service would refuse it at present (others use the token too)
+    withheld  nobody gets it at present: the service would refuse it, since others
+              use the token too ("kept back"), or may still be busy with a call
+              that was given up ("lingering")
 
     in use + free + withheld == limit, whatever is cancelled, late or refused
 
@@ -19,11 +21,15 @@ service refused stand before those that were never sent. A permit that is releas
 while somebody waits goes straight to him, so a newcomer cannot take it first.
 While anybody waits, no permit is free: it is in use, or withheld.
 
-``share`` is how many permits the service admits at present. A refusal sets it to
-the number still in flight; nobody is woken then, since what was refused once would
-be refused again until one of ours completes. It grows by one after ``share`` good
-answers, by fewer if the last step up was refused. When nothing of ours completes,
-there is nothing to wait for, and one call in line is sent as a probe.
+``share`` is how many permits the service admits at present: those not kept back. A
+refusal keeps back all that are not in flight; nobody is woken then, since what was
+refused once would be refused again until one of ours completes. It grows by one
+after ``share`` good answers, by fewer if the last step up was refused. When nothing
+of ours completes, there is nothing to wait for, and one call in line is sent as a
+probe; where nobody is in line either, the next one that comes is it.
+
+A limit that shrinks takes the permits that nobody has at once, and those in use as
+they come back; until then they count, in the limit too.
 
 Nothing here awaits between taking note of a change and carrying it out. The only
 suspension is a waiter's own future, and there one of three things is true: the
@@ -35,6 +41,7 @@ expired and he has left the line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -72,9 +79,11 @@ class GateStatistics:
     Attributes:
         limit: Permits in all.
 
-        share: How many of them the service admits at present.
+        share: How many of them the service admits at present; at least one.
 
         in_use: Calls that hold a permit.
+
+        detached: Those of them whose caller has left; they end all the same.
 
         withheld: Permits that nobody gets at present.
 
@@ -86,17 +95,26 @@ class GateStatistics:
 
         busy_answers: 1018 met so far.
 
+        late_answers: Answers read after their caller had left, so far.
+
+        foreign_estimate: About how many permits others seem to hold: those that
+            the service did not admit when it last refused, less what it has
+            admitted since.
+
         peak: The most permits that were in use at once.
     """
 
     limit: int
     share: int
     in_use: int
+    detached: int
     withheld: int
     waiting: int
     waiting_by_lane: Mapping[Lane, int]
     admitted: int
     busy_answers: int
+    late_answers: int
+    foreign_estimate: int
     peak: int
 
 
@@ -104,11 +122,14 @@ class Gate(Protocol):
     """
     At most ``limit`` calls of one token at once.
 
-    A permit that :meth:`acquire` or :meth:`refused` returned with is given back by
-    exactly one call of :meth:`release` or :meth:`refused`.
+    A permit that :meth:`acquire` returned with is given back by exactly one call of
+    :meth:`release`, :meth:`refused` or :meth:`give_up`. All but waiting is done in
+    the call itself, without a turn of the loop.
     """
 
-    async def acquire(self, lane: Lane, until: float | None = None) -> None:
+    async def acquire(
+        self, lane: Lane, until: float | None = None, *, again: bool = False
+    ) -> None:
         """
         Wait for a permit.
 
@@ -119,6 +140,10 @@ class Gate(Protocol):
             lane: Which line to stand in.
 
             until: The loop's time at which to give up. None: never.
+
+            again: Whether the service has just refused the call. It stands at the
+                head of its lane then, also where too many wait, and goes on when
+                one of ours completes, or as a probe.
 
         Raises:
             GateTimeoutError: No permit came free in time. Nothing was sent.
@@ -139,22 +164,33 @@ class Gate(Protocol):
                 does not tell whether the service had room.
         """
 
-    async def refused(self, lane: Lane, until: float | None = None) -> None:
+    def refused(self, lane: Lane) -> None:
         """
-        Give back a permit that the service answered with 1018, and wait again.
+        Give back a permit that the service answered with 1018.
 
-        The call stands at the head of its lane, and goes on when one of ours
-        completes, or as a probe. Whatever happens, the old permit is given back.
+        Args:
+            lane: The lane it was acquired in.
+        """
+
+    def give_up(self, lane: Lane, linger: float) -> None:
+        """
+        Give back the permit of a call that the service may still be busy with.
 
         Args:
             lane: The lane it was acquired in.
 
-            until: The loop's time at which to give up. None: never.
+            linger: Seconds for which nobody gets it.
+        """
 
-        Raises:
-            GateTimeoutError: No room in time. Nothing was sent.
+    def detach(self) -> None:
+        """Take note that the caller of a call in flight has left; its permit stays."""
 
-            ClosedError: The gate is closed. Nothing was sent.
+    def land(self, *, answered: bool) -> None:
+        """
+        Take note that a detached call has ended; its permit is given back as usual.
+
+        Args:
+            answered: Whether its answer was read.
         """
 
     def statistics(self) -> GateStatistics:
@@ -200,7 +236,8 @@ class LocalGate:
     Args:
         limit: Permits in all.
 
-        batch_floor: Permits that the batch lane keeps while it has work.
+        batch_floor: Permits that the batch lane keeps while it has work, of so
+            many as *limit*; with a smaller share it keeps as much less.
 
         max_waiting: Calls that may wait. None: any number.
     """
@@ -208,15 +245,21 @@ class LocalGate:
     _limit: int = attrs.field(alias="limit")
     _batch_floor: int = attrs.field(alias="batch_floor", default=0)
     _max_waiting: int | None = attrs.field(alias="max_waiting", default=None)
+    # What the limit is to be, and what it was at first.
+    _target: int = attrs.field(init=False)
+    _whole: int = attrs.field(init=False)
     _free: asyncio.Semaphore = attrs.field(init=False)
     _interactive: _Queue = attrs.field(init=False, factory=_Queue)
     _batch: _Queue = attrs.field(init=False, factory=_Queue)
-    _share: int = attrs.field(init=False)
     _in_use: int = attrs.field(init=False, default=0)
-    _withheld: int = attrs.field(init=False, default=0)
+    # The two kinds of withheld permits.
+    _kept_back: int = attrs.field(init=False, default=0)
+    _lingering: int = attrs.field(init=False, default=0)
     _waiting: int = attrs.field(init=False, default=0)
+    _detached: int = attrs.field(init=False, default=0)
     _admitted: int = attrs.field(init=False, default=0)
     _busy: int = attrs.field(init=False, default=0)
+    _late: int = attrs.field(init=False, default=0)
     _peak: int = attrs.field(init=False, default=0)
     _closed: bool = attrs.field(init=False, default=False)
     _drained: asyncio.Future[bool] | None = attrs.field(init=False, default=None)
@@ -227,15 +270,16 @@ class LocalGate:
     _stepped: bool = attrs.field(init=False, default=False)
     # Turns of the interactive lane since the last of the batch lane.
     _turns: int = attrs.field(init=False, default=0)
-    # Probing: the timer, its doublings, and when one of ours last completed.
+    # Probing: the usual service time, when something was last known of the
+    # service's room, how often the pause was doubled, and the timer.
     _usual: float = attrs.field(init=False, default=0.0)
-    _completed: float = attrs.field(init=False, default=0.0)
+    _told: float = attrs.field(init=False, default=0.0)
     _doublings: int = attrs.field(init=False, default=0)
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
+        self._target = self._whole = self._limit
         self._free = asyncio.Semaphore(self._limit)
-        self._share = self._limit
 
     @classmethod
     def of(cls, settings: Settings) -> LocalGate:
@@ -246,56 +290,101 @@ class LocalGate:
             max_waiting=settings.max_waiting,
         )
 
-    async def acquire(self, lane: Lane, until: float | None = None) -> None:
+    async def acquire(
+        self, lane: Lane, until: float | None = None, *, again: bool = False
+    ) -> None:
         """Wait for a permit; see :meth:`Gate.acquire`."""
         if self._closed:
             raise _closed()
+        queue = self._queue(lane)
         if not self._free.locked():
             # Nobody waits beside a free permit, so nobody is overtaken. Does not
             # suspend: it is not locked.
             await self._free.acquire()
-            self._admit(self._queue(lane))
-            return
-        if self._max_waiting is not None and self._waiting >= self._max_waiting:
+            self._admit(queue)
+        elif self._kept_back and not (self._in_use or self._waiting or again):
+            # Nothing of ours will complete, so there is nothing to wait for.
+            self._kept_back -= 1
+            self._admit(queue)
+        elif again:
+            await self._stand(queue, queue.refused, until)
+        elif self._max_waiting is not None and self._waiting >= self._max_waiting:
             msg = f"{self._waiting} calls wait already. Nothing was sent"
             raise GateFullError(msg)
-        queue = self._queue(lane)
-        await self._stand(queue, queue.fresh, until)
+        else:
+            await self._stand(queue, queue.fresh, until)
 
     def release(self, lane: Lane, took: float | None = None) -> None:
         """Give a permit back; see :meth:`Gate.release`."""
         self._leave(self._queue(lane))
         if took is not None:
             self._learn(took)
-        self._pass_on()
+        self._put()
 
-    async def refused(self, lane: Lane, until: float | None = None) -> None:
-        """Give a refused permit back and wait again; see :meth:`Gate.refused`."""
-        queue = self._queue(lane)
-        self._leave(queue)
+    def refused(self, lane: Lane) -> None:
+        """Give a refused permit back; see :meth:`Gate.refused`."""
+        self._leave(self._queue(lane))
         self._busy += 1
-        self._withheld += 1
+        self._told = asyncio.get_running_loop().time()
+        if self._limit > self._target:
+            self._limit -= 1
+        else:
+            self._kept_back += 1
         while not self._free.locked():
-            # Does not suspend: it is not locked.
-            await self._free.acquire()
-            self._withheld += 1
-        self._share = max(1, self._in_use)
+            self._take()
+            self._kept_back += 1
         self._good = 0
         if self._stepped:
             self._rounds = min(_ROUNDS_AT_MOST, self._rounds * _LONGER)
             self._stepped = False
         self._check_drained()
-        if self._closed:
-            raise _closed()
-        await self._stand(queue, queue.refused, until)
+        self._watch()
+
+    def give_up(self, lane: Lane, linger: float) -> None:
+        """Give back the permit of an unfinished call; see :meth:`Gate.give_up`."""
+        self._leave(self._queue(lane))
+        self._lingering += 1
+        asyncio.get_running_loop().call_later(linger, self._return)
+        self._check_drained()
+
+    def detach(self) -> None:
+        """Take note of a caller who left; see :meth:`Gate.detach`."""
+        self._detached += 1
+
+    def land(self, *, answered: bool) -> None:
+        """Take note that a detached call has ended; see :meth:`Gate.land`."""
+        self._detached -= 1
+        self._late += answered
+
+    def resize(self, limit: int) -> None:
+        """
+        Change the number of permits.
+
+        Fewer: those that nobody has are gone at once, those in use when they come
+        back. More: they are there at once.
+
+        Args:
+            limit: Permits in all; none is possible.
+        """
+        self._target = limit
+        while self._limit > limit and self._kept_back:
+            self._kept_back -= 1
+            self._limit -= 1
+        while self._limit > limit and not self._free.locked():
+            self._take()
+            self._limit -= 1
+        while self._limit < limit:
+            self._limit += 1
+            self._put()
 
     def statistics(self) -> GateStatistics:
         """Tell what the gate is doing."""
         return GateStatistics(
             limit=self._limit,
-            share=self._share,
+            share=self._share(),
             in_use=self._in_use,
-            withheld=self._withheld,
+            detached=self._detached,
+            withheld=self._kept_back + self._lingering,
             waiting=self._waiting,
             waiting_by_lane=MappingProxyType(
                 {
@@ -305,6 +394,8 @@ class LocalGate:
             ),
             admitted=self._admitted,
             busy_answers=self._busy,
+            late_answers=self._late,
+            foreign_estimate=self._kept_back,
             peak=self._peak,
         )
 
@@ -335,15 +426,27 @@ class LocalGate:
         return bool(done)
 
     def __repr__(self) -> str:
-        share = "" if self._share == self._limit else f", share {self._share}"
-        closed = ", closed" if self._closed else ""
-        return (
-            f"<LocalGate {self._limit} permits{share}, {self._in_use} in use,"
-            f" {self._waiting} waiting{closed}>"
-        )
+        told = [f"{self._limit} permits"]
+        if self._kept_back:
+            told.append(f"share {self._share()}")
+        detached = f" ({self._detached} detached)" if self._detached else ""
+        told.append(f"{self._in_use} in use{detached}")
+        if withheld := self._kept_back + self._lingering:
+            told.append(f"{withheld} withheld")
+        batch = f" ({len(self._batch)} batch)" if self._batch else ""
+        told.append(f"{self._waiting} waiting{batch}")
+        if self._busy or self._late:
+            told.append(f"{self._busy} busy answers, {self._late} late ones")
+        if self._closed:
+            told.append("closed")
+        return f"<LocalGate {', '.join(told)}>"
 
     def _queue(self, lane: Lane) -> _Queue:
         return self._interactive if lane == "interactive" else self._batch
+
+    def _share(self) -> int:
+        # One at least: with all kept back, the next call is sent as a probe.
+        return max(min(1, self._limit), self._limit - self._kept_back)
 
     async def _stand(self, queue: _Queue, line: _Line, until: float | None) -> None:
         """Stand at the end of a line until a permit is handed over."""
@@ -364,7 +467,7 @@ class LocalGate:
             elif waiter.exception() is None and waiter.result():
                 # Handed over in the very turn in which we were cancelled.
                 self._leave(queue)
-                self._pass_on()
+                self._put()
             raise
         finally:
             if timer is not None:
@@ -385,14 +488,6 @@ class LocalGate:
         if waiter in line:
             del line[waiter]
             self._waiting -= 1
-            if not self._waiting:
-                self._spread()
-
-    def _spread(self) -> None:
-        """Free what was kept back for a line that has become empty."""
-        while self._limit - self._withheld < self._share:
-            self._withheld -= 1
-            self._free.release()
 
     def _admit(self, queue: _Queue) -> None:
         queue.in_use += 1
@@ -409,12 +504,24 @@ class LocalGate:
         queue.in_use -= 1
         self._in_use -= 1
 
-    def _pass_on(self) -> None:
+    def _put(self) -> None:
         """Put a permit that is in nobody's hands where it belongs."""
-        if not (self._waiting and self._hand_over()):
+        if self._limit > self._target:
+            self._limit -= 1
+        elif not (self._waiting and self._hand_over()):
             self._free.release()
         if self._drained is not None:
             self._check_drained()
+
+    def _take(self) -> None:
+        """Take a free permit; there is one, so acquire() ends at its first step."""
+        with contextlib.suppress(StopIteration):
+            self._free.acquire().send(None)
+
+    def _return(self) -> None:
+        """Take back a permit that has lingered long enough."""
+        self._lingering -= 1
+        self._put()
 
     def _check_drained(self) -> None:
         if self._drained is not None and self._in_use == 0:
@@ -449,11 +556,12 @@ class LocalGate:
     def _batch_is_due(self) -> bool:
         if not self._batch_floor:
             return False
-        if self._share == 1:
+        share = self._share()
+        if share == 1:
             return self._turns >= _BATCH_TURN - 1
-        floor = max(1, self._batch_floor * self._share // self._limit)
+        floor = max(1, self._batch_floor * share // self._whole)
         # One permit at least is left to the other lane.
-        return self._batch.in_use < min(floor, self._share - 1)
+        return self._batch.in_use < min(floor, share - 1)
 
     def _learn(self, took: float) -> None:
         """Take note of a good answer: the share may grow, a probe has an end."""
@@ -463,26 +571,25 @@ class LocalGate:
             self._usual *= _FOLLOW
         else:
             self._usual /= _FOLLOW
-        if not self._withheld:
+        if not self._kept_back:
             return
-        self._completed = asyncio.get_running_loop().time()
+        self._told = asyncio.get_running_loop().time()
         self._doublings = 0
         self._good += 1
-        if self._good < self._share * self._rounds:
+        if self._good < self._share() * self._rounds:
             return
         self._good = 0
         if self._stepped:
             self._rounds = max(1.0, self._rounds / 2)
         self._stepped = True
-        self._share += 1
-        self._withheld -= 1
-        self._pass_on()
+        self._kept_back -= 1
+        self._put()
 
     def _watch(self) -> None:
         """See to it that a line which nothing moves is probed."""
-        if self._timer is None and self._withheld and self._waiting:
+        if self._timer is None and self._kept_back and self._waiting:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._pause(), self._probe)
+            self._timer = loop.call_at(self._told + self._pause(), self._probe)
 
     def _pause(self) -> float:
         pause = max(_PROBE_AFTER, _PROBE_TIMES * self._usual)
@@ -491,19 +598,11 @@ class LocalGate:
     def _probe(self) -> None:
         """Send one of those in line beyond the share, if none of ours completes."""
         self._timer = None
-        if not (self._withheld and self._waiting):
-            return
-        loop = asyncio.get_running_loop()
-        quiet = self._completed + self._pause() - loop.time()
-        if quiet > 0:
-            self._timer = loop.call_later(quiet, self._probe)
-            return
-        if self._hand_over():
-            self._withheld -= 1
-            self._share = max(self._share, self._in_use)
+        now = asyncio.get_running_loop().time()
+        if self._kept_back and now >= self._told + self._pause() and self._hand_over():
+            self._kept_back -= 1
+            self._told = now
             self._doublings = min(self._doublings + 1, 8)
-        else:
-            self._spread()
         self._watch()
 
 

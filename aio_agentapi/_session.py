@@ -12,6 +12,7 @@ import anyio
 import attrs
 
 from aio_agentapi._channel import Channel, Home
+from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import PATHS, Settings, check_base_url
@@ -348,12 +349,14 @@ class SessionManager:
             else self._make_gate(secret, settings)
         )
         transport = Transport(self._base_url, secret, settings)
+        reader = wire(settings.zone)
         channel = Channel(
             settings,
             gate,
             self._home,
             transport,
-            wire(settings.zone),
+            reader,
+            Exchanges(settings, gate, transport, reader),
             Pace(settings.feed_interval),
         )
         return Session.on(channel)

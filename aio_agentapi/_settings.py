@@ -164,6 +164,12 @@ class Settings:
     # Sendings in all of a call that may be sent again after an unknown outcome,
     # and of any call that certainly was not sent.
     attempts: int = attrs.field(default=3, validator=_whole(least=1))
+    # Seconds for which the answer to a caller who has left is still waited for,
+    # from when he left: longer than any call is known to take.
+    abandon_after: float = attrs.field(default=60.0, validator=_number(least=0))
+    # Seconds that a permit stays withheld after its call was given up: the service
+    # may still be busy with it.
+    linger: float = attrs.field(default=1.0, validator=_number(least=0))
     # Seconds that running exchanges get when a session is closed.
     drain: float = attrs.field(default=5.0, validator=_number(least=0))
     # Seconds between two readings of a feed from one cursor, the service's rule.

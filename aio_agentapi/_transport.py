@@ -46,19 +46,31 @@ class Answer(NamedTuple):
     body: bytes
 
 
+@attrs.define(eq=False)
+class Sending:
+    """
+    How far one request has come, for whoever wants to leave it.
+
+    Attributes:
+        connected: Whether it has a connection, so that it may have been sent.
+    """
+
+    connected: bool = False
+
+
 class _TooLargeError(Exception):
     """The answer is larger than ``max_answer``."""
 
 
 class _Connector(aiohttp.TCPConnector):
     """
-    Connections that tell who got none.
+    Connections that tell who got one.
 
-    Only who got one can have sent anything when its time is over. It is noted by
-    the task, which aiohttp connects in: a context may be shared by several.
+    Only who got one can have sent anything. It is noted by the task, which aiohttp
+    connects in: a context may be shared by several.
     """
 
-    without: set[asyncio.Task[object] | None]
+    without: dict[asyncio.Task[object] | None, Sending]
 
     async def connect(
         self,
@@ -67,7 +79,9 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> aiohttp.connector.Connection:
         connection = await super().connect(req, traces, timeout)
-        self.without.discard(asyncio.current_task())
+        sending = self.without.pop(asyncio.current_task(), None)
+        if sending is not None:
+            sending.connected = True
         return connection
 
 
@@ -81,7 +95,7 @@ class Transport:
 
         secret: The token that goes with every request.
 
-        settings: Time-outs, proxy, TLS and the number of connections.
+        settings: Proxy, TLS, the time to connect and the number of connections.
     """
 
     _base_url: str = attrs.field(alias="base_url")
@@ -89,19 +103,24 @@ class Transport:
     _settings: Settings = attrs.field(alias="settings")
     _http: aiohttp.ClientSession | None = attrs.field(init=False, default=None)
     # The tasks whose request has no connection yet.
-    _without: set[asyncio.Task[object] | None] = attrs.field(init=False, factory=set)
+    _without: dict[asyncio.Task[object] | None, Sending] = attrs.field(
+        init=False, factory=dict
+    )
     _closed: bool = attrs.field(init=False, default=False)
 
-    async def send(self, path: str, text: bytes, until: float) -> Answer:
+    async def send(self, path: str, text: bytes, sending: Sending) -> Answer:
         """
-        Send one request and read its whole answer.
+        Send one request and read its whole answer, however long that takes.
+
+        Whoever cancels it looks at *sending* first: with a connection it may have
+        been executed.
 
         Args:
             path: Relative to ``/v4/``.
 
             text: The JSON body.
 
-            until: The loop's time at which to give up.
+            sending: Is told when there is a connection.
 
         Returns:
             The answer, whatever its status; redirects are not followed.
@@ -109,7 +128,7 @@ class Transport:
         Raises:
             NotSentError: No connection, so nothing was sent.
 
-            OutcomeUnknownError: The answer was lost, or did not come in time.
+            OutcomeUnknownError: The answer was lost.
 
             DecodeError: The answer is larger than ``max_answer``.
 
@@ -119,21 +138,16 @@ class Transport:
             msg = "the session is closed. Nothing was sent"
             raise ClosedError(msg)
         task = asyncio.current_task()
-        self._without.add(task)
-        # One deadline of our own: aiohttp's costs more than twice as much.
-        clock = asyncio.timeout_at(until)
+        self._without[task] = sending
         try:
-            async with clock:
-                return await self._post(path, text)
+            return await self._post(path, text)
         except asyncio.CancelledError as error:
             end: BaseException = asyncio.CancelledError(*error.args)
         except Exception as error:  # noqa: BLE001 - the token is in its frames, whatever it is
-            unsent = clock.expired() and task in self._without
-            end = self._translate(error, unsent=unsent)
+            end = self._translate(error)
         finally:
-            self._without.discard(task)
-        # Without the frames of the old; whoever cancelled knows his cancellation
-        # by its arguments, or by the task's count.
+            self._without.pop(task, None)
+        # Without the frames of the old.
         raise end
 
     async def aclose(self) -> None:
@@ -200,11 +214,9 @@ class Transport:
         )
         return self._http
 
-    def _translate(self, error: Exception, *, unsent: bool) -> AgentAPIError:
+    def _translate(self, error: Exception) -> AgentAPIError:
         # Its class and not its text, which may quote headers.
         what = type(error).__name__
-        if unsent:
-            return NotSentError("no connection in time. Nothing was sent")
         if isinstance(error, _NOT_SENT):
             why = self._reason(error)
             return NotSentError(f"no connection ({what}{why}). Nothing was sent")
@@ -214,8 +226,6 @@ class Transport:
                 f"the answer is larger than max_answer ({limit} bytes)."
                 " It may have happened"
             )
-        if isinstance(error, TimeoutError):
-            return OutcomeUnknownError("no answer in time. It may have happened")
         return OutcomeUnknownError(
             f"the connection broke ({what}) before the answer was read."
             " It may have happened"

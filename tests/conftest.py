@@ -12,6 +12,9 @@ import pytest
 
 from aio_agentapi import Session, SessionManager, Settings
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
+from tests.watch import watch
+
+watch()
 
 # The same examples in every run of a commit, and as long as they take.
 hypothesis.settings.register_profile(

@@ -533,12 +533,12 @@ async def test_what_was_not_sent_is_no_reading(box: Sandbox) -> None:
         async with asyncio.timeout(5):
             assert [row async for row in shop.transactions.since(0)] == []
     box.switches = Switches(feed_spacing=0.1)
-    async with connect(box, "shop_2", feed_interval=0.1, timeout=0.3) as shop:
-        box.faults.delay(0.5, "game/transaction-id", times=1)
+    async with connect(box, "shop_2", feed_interval=0.1, timeout=0.6) as shop:
+        box.faults.drop_after("game/transaction-id", times=1)
         began = asyncio.get_running_loop().time()
         assert [row async for row in shop.transactions.since(0)] == []
-        # Its own time, as long again for the service, and the interval.
-        assert asyncio.get_running_loop().time() - began >= 0.3 + 0.3 + 0.1
+        # As long as the service may take to get to it, and the interval.
+        assert asyncio.get_running_loop().time() - began >= 0.6 + 0.1
 
 
 async def test_a_reference_of_any_path_promises_nothing(box: Sandbox) -> None:

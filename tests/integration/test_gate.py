@@ -142,7 +142,8 @@ async def test_a_deadline_ends_a_call_that_is_under_way(box: Sandbox) -> None:
         with pytest.raises(OutcomeUnknownError) as caught:
             await session.with_options(deadline=0.3).agents.info()
         assert caught.value.attempts == 1
-        assert session.gate.statistics().in_use == 0
+        state = session.gate.statistics()
+        assert (state.in_use, state.detached) == (1, 1)
 
 
 async def test_interactive_calls_pass_a_batch(box: Sandbox) -> None:

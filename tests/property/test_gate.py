@@ -3,115 +3,224 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
 
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aio_agentapi import LocalGate
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import ClosedError, GateTimeoutError
+from tests.watch import check
 
-LIMIT = 4
-LANES = st.sampled_from(["interactive", "batch"])
+LIMIT: Final = 4
+FLOOR: Final = 2
+LANES: Final[tuple[Lane, ...]] = ("interactive", "batch")
+
+
+class Caller:
+    """Somebody who asks for a permit, and how far he has come."""
+
+    def __init__(self, lane: Lane, *, again: bool) -> None:
+        self.lane = lane
+        self.again = again
+        self.waiter: asyncio.Future[Any] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.detached = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether he stands in line."""
+        return self.waiter is not None and not self.waiter.done()
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """A loop whose clock is the test's, that goes on by single turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        # Whose waiter the next future is.
+        self.asking: Caller | None = None
+
+    def time(self) -> float:
+        """Tell the test's time."""
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Make a future; the model wants to know a caller's."""
+        future = super().create_future()
+        if self.asking is not None:
+            self.asking.waiter, self.asking = future, None
+        return future
+
+    def turn(self) -> None:
+        """Run what is ready, and no more."""
+        self.stop()
+        self.run_forever()
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """Let the gate be called from outside of a turn."""
+        asyncio._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(None)
+
+
+class Watched(LocalGate):
+    """A gate whose choices are compared with the model's."""
+
+    # In the order in which they came.
+    callers: list[Caller]
+
+    def head(self, lane: Lane) -> Caller | None:
+        """Return who is next in a lane: refused ones first, then by arrival."""
+        line = [c for c in self.callers if c.lane == lane and c.waits]
+        return next((c for c in line if c.again), None) or next(iter(line), None)
+
+    def _hand_over(self) -> bool:
+        heads = [head for lane in LANES if (head := self.head(lane)) is not None]
+        held = self._batch.in_use
+        given = super()._hand_over()
+        served = [head for head in heads if not head.waits]
+        assert given == bool(heads), "nobody waits beside a permit"
+        assert len(served) == len(heads[:1]), "one of those whose turn it is"
+        if len(heads) == len(LANES) and served == [heads[1]]:
+            assert self._share() == 1 or held < FLOOR, "batch is beyond its floor"
+        return given
 
 
 class GateMachine(RuleBasedStateMachine):
     """Callers that come, go, are cancelled, refused and served, in any order."""
 
+    steps = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
-        self.loop = self.runner.get_loop()
-        self.gate = LocalGate(limit=LIMIT, batch_floor=1)
-        self.waiting: list[tuple[Lane, asyncio.Task[None]]] = []
-        self.holding: list[Lane] = []
+        self.loop = Loop()
+        self.gate = Watched(limit=LIMIT, batch_floor=FLOOR)
+        self.gate.callers = []
+        self.waiting: list[Caller] = []
+        self.holding: list[Caller] = []
         self.closed = False
 
-    def teardown(self) -> None:
-        """Release and cancel everything: then all permits are there."""
-        for _, task in self.waiting:
-            task.cancel()
-        self.turn()
-        while self.holding:
-            self.gate.release(self.holding.pop())
-            self.turn()
-        assert self.gate.statistics().in_use == 0
-        self.runner.close()
+    async def call(self, caller: Caller, until: float | None) -> None:
+        """Ask for a permit, and keep it."""
+        nobody = self.gate.statistics().waiting == 0
+        self.gate.callers.append(caller)
+        self.loop.asking = caller
+        try:
+            await self.gate.acquire(caller.lane, until, again=caller.again)
+        finally:
+            self.loop.asking = None
+            self.gate.callers.remove(caller)
+        assert nobody or caller.waiter is not None, "a newcomer has overtaken"
+        self.holding.append(caller)
 
-    def turn(self) -> None:
-        """Let everything that is ready run, and sort out who has a permit now."""
+    def arrive_as(self, caller: Caller, patience: float | None) -> None:
+        """Let a caller ask in the next turn."""
+        until = None if patience is None else self.loop.now + patience
+        caller.task = self.loop.create_task(self.call(caller, until))
+        self.waiting.append(caller)
 
-        async def turns() -> None:
-            for _ in range(4):
-                await asyncio.sleep(0)
+    def draw(self, data: st.DataObject, among: list[Caller]) -> Caller:
+        """Choose one."""
+        return among[data.draw(st.integers(0, len(among) - 1))]
 
-        self.runner.run(turns())
-        still: list[tuple[Lane, asyncio.Task[None]]] = []
-        for lane, task in self.waiting:
-            if not task.done():
-                still.append((lane, task))
-            elif not task.cancelled():
-                error = task.exception()
-                if error is None:
-                    self.holding.append(lane)
-                else:
-                    assert isinstance(error, GateTimeoutError | ClosedError)
-        self.waiting = still
+    @rule(
+        lane=st.sampled_from(LANES), patience=st.sampled_from([None, None, 0.0, 0.05])
+    )
+    def arrive(self, lane: Lane, patience: float | None) -> None:
+        """Somebody asks; some have little time, or none."""
+        self.arrive_as(Caller(lane, again=False), patience)
 
-    @rule(lane=LANES, timed=st.booleans())
-    def arrive(self, lane: Lane, *, timed: bool) -> None:
-        """Somebody asks; some have no time at all."""
-        until = self.loop.time() if timed else None
-        task = self.loop.create_task(self.gate.acquire(lane, until))
-        self.waiting.append((lane, task))
+    def leave(self, caller: Caller, *, answered: bool) -> None:
+        """End what a caller had begun, if he was gone."""
+        self.holding.remove(caller)
+        if caller.detached:
+            self.gate.land(answered=answered)
 
     @precondition(lambda self: self.holding)
-    @rule(data=st.data(), good=st.booleans())
-    def release(self, data: st.DataObject, *, good: bool) -> None:
+    @rule(data=st.data(), took=st.sampled_from([0.01, 0.01, 0.3, None]))
+    def release(self, data: st.DataObject, took: float | None) -> None:
         """A call ends, with an answer or without."""
-        lane = self.holding.pop(data.draw(st.integers(0, len(self.holding) - 1)))
+        with self.loop.running():
+            caller = self.draw(data, self.holding)
+            self.leave(caller, answered=took is not None)
+            self.gate.release(caller.lane, took)
 
-        async def release() -> None:
-            self.gate.release(lane, 0.01 if good else None)
-
-        self.runner.run(release())
+    @precondition(lambda self: self.holding)
+    @rule(data=st.data(), stays=st.booleans())
+    def refuse(self, data: st.DataObject, *, stays: bool) -> None:
+        """A call is answered with 1018; its caller waits again, or has gone."""
+        with self.loop.running():
+            caller = self.draw(data, self.holding)
+            self.leave(caller, answered=True)
+            self.gate.refused(caller.lane)
+        if stays and not caller.detached:
+            self.arrive_as(Caller(caller.lane, again=True), None)
 
     @precondition(lambda self: self.holding)
     @rule(data=st.data())
-    def refuse(self, data: st.DataObject) -> None:
-        """A call is answered with 1018."""
-        lane = self.holding.pop(data.draw(st.integers(0, len(self.holding) - 1)))
-        task = self.loop.create_task(self.gate.refused(lane))
-        self.waiting.append((lane, task))
+    def detach(self, data: st.DataObject) -> None:
+        """A caller leaves his call, which goes on."""
+        caller = self.draw(data, self.holding)
+        if not caller.detached:
+            caller.detached = True
+            self.gate.detach()
+
+    @precondition(lambda self: self.holding)
+    @rule(data=st.data(), linger=st.sampled_from([0.0, 0.2]))
+    def give_up(self, data: st.DataObject, linger: float) -> None:
+        """A call is given up."""
+        with self.loop.running():
+            caller = self.draw(data, self.holding)
+            self.leave(caller, answered=False)
+            self.gate.give_up(caller.lane, linger)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         """A caller goes, maybe in the very turn in which he is served."""
-        _, task = data.draw(st.sampled_from(self.waiting))
-        task.cancel()
+        caller = self.draw(data, self.waiting)
+        assert caller.task is not None
+        caller.task.cancel()
 
-    @rule()
-    def settle(self) -> None:
-        """Time for everybody to notice."""
-        self.turn()
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.5]))
+    def turn(self, seconds: float) -> None:
+        """One turn of the loop; time may have gone by."""
+        self.loop.now += seconds
+        self.loop.turn()
+        for caller in [*self.waiting]:
+            assert caller.task is not None
+            if caller.task.done():
+                self.waiting.remove(caller)
+                if not caller.task.cancelled():
+                    error = caller.task.exception()
+                    assert error is None or isinstance(
+                        error, GateTimeoutError | ClosedError
+                    )
 
-    @precondition(lambda self: self.waiting)
-    @rule()
-    def probe(self) -> None:
-        """The probe's timer fires."""
-
-        async def fire() -> None:
-            self.gate._completed = -1e9
-            if self.gate._timer is not None:
-                self.gate._timer.cancel()
-                self.gate._probe()
-
-        self.runner.run(fire())
+    @rule(limit=st.sampled_from([LIMIT, LIMIT, 0, 1, 2, LIMIT + 2]))
+    def resize(self, limit: int) -> None:
+        """There are more permits, or fewer."""
+        with self.loop.running():
+            self.gate.resize(limit)
 
     @precondition(lambda self: not self.closed)
-    @rule(really=st.integers(0, 20))
+    @rule(really=st.integers(0, 60))
     def close(self, really: int) -> None:
         """The session ends, seldom."""
         if really == 0:
@@ -119,30 +228,129 @@ class GateMachine(RuleBasedStateMachine):
             self.gate.close()
 
     @invariant()
-    def every_permit_is_in_one_place(self) -> None:
-        """In use, free or withheld; never more than the limit."""
+    def all_is_accounted_for(self) -> None:
+        """Each permit in one place, each caller in one line or none."""
+        GateMachine.steps += 1
+        check(self.gate)
         state = self.gate.statistics()
-        free = self.gate._free._value
-        assert state.in_use + free + state.withheld == LIMIT
-        assert min(state.in_use, free, state.withheld) >= 0
-        assert 1 <= state.share <= LIMIT
-        assert state.in_use <= state.share
-        lanes = self.gate._interactive.in_use, self.gate._batch.in_use
-        assert sum(lanes) == state.in_use
+        detached = sum(caller.detached for caller in self.holding)
+        assert state.detached == detached
+        # Some were served, or cancelled, and have not had their turn yet.
+        waits = sum(caller.waits for caller in self.gate.callers)
+        assert waits <= state.waiting <= len(self.waiting)
+        served = sum(
+            caller.waiter is not None and not caller.waits for caller in self.waiting
+        )
+        assert len(self.holding) <= state.in_use <= len(self.holding) + served
+        assert state.in_use <= max(state.limit, LIMIT + 2)
 
-    @invariant()
-    def nobody_waits_beside_a_free_permit(self) -> None:
-        """Who waits is served by a release, a growing share or a probe."""
-        self.turn()
+    def teardown(self) -> None:
+        """Let everything end, and leave nothing where a fault was found."""
+        try:
+            self.end()
+        finally:
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            for _ in range(3):
+                self.loop.turn()
+            for caller in self.waiting:
+                if caller.task in tasks and not caller.task.cancelled():
+                    caller.task.exception()
+            self.loop.close()
+
+    def end(self) -> None:
+        """All are served or told, and all permits are there."""
+        with self.loop.running():
+            self.gate.resize(LIMIT)
+        for _ in range(200):
+            while self.holding:
+                caller = self.holding[0]
+                with self.loop.running():
+                    self.leave(caller, answered=True)
+                    self.gate.release(caller.lane, 0.01)
+            self.turn(0.0)
+            if not (self.waiting or self.holding or self.gate._lingering):
+                break
+            if not self.holding:
+                # Nothing of ours runs: a probe, or what lingers, comes next.
+                self.turn(0.05)
         state = self.gate.statistics()
-        assert state.in_use == len(self.holding)
-        assert state.waiting == len(self.waiting)
-        if state.waiting:
-            assert self.gate._free._value == 0
-            assert state.in_use or self.gate._timer is not None
-        elif not self.closed:
-            assert state.in_use + self.gate._free._value == state.share
+        assert (state.waiting, state.in_use, state.detached) == (0, 0, 0)
+        assert state.limit == LIMIT
+        assert self.gate._free._value + state.withheld == LIMIT
 
 
-GateMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
-TestGate = GateMachine.TestCase
+SOAK: Final = 1_000_000
+
+
+def search(steps: int, **chosen: Any) -> None:
+    """Search so many steps, some more or less."""
+    many = settings(max_examples=steps // 100, stateful_step_count=100, **chosen)
+    run_state_machine_as_test(GateMachine, settings=many)
+
+
+def test_a_gate_over_any_sequence() -> None:
+    """A short search, the same in each run of a commit."""
+    search(20_000)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_gate_over_a_million_steps() -> None:
+    """A long one, another one each time."""
+    before = GateMachine.steps
+    while GateMachine.steps < before + SOAK:
+        search(100_000, derandomize=False, database=None)
+
+
+def is_found() -> None:
+    """See the search find what was planted; it need not be made small."""
+    with pytest.raises(AssertionError):
+        search(20_000, phases=[Phase.generate], report_multiple_bugs=False)
+
+
+def test_the_search_finds_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who is taken out of the line and never told."""
+
+    def lose(self: LocalGate, line: Any, waiter: asyncio.Future[bool]) -> None:
+        # As if whoever was cancelled had been served.
+        if waiter in line:
+            del line[waiter]
+            self._waiting -= 1
+            if line:
+                line.popitem(last=False)
+                self._waiting -= 1
+
+    monkeypatch.setattr(LocalGate, "_strike", lose)
+    is_found()
+
+
+def test_the_search_finds_a_double_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permit that lingered comes back twice."""
+    once = LocalGate._return
+
+    def twice(self: LocalGate) -> None:
+        once(self)
+        self._put()
+
+    monkeypatch.setattr(LocalGate, "_return", twice)
+    is_found()
+
+
+def test_the_search_finds_a_barging_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last in line is served first."""
+
+    def barge(self: LocalGate) -> bool:
+        queue = self._next()
+        line = queue.refused or queue.fresh
+        waiter, _ = line.popitem(last=True)
+        self._waiting -= 1
+        if waiter.done():
+            return False
+        self._admit(queue)
+        waiter.set_result(True)
+        return True
+
+    monkeypatch.setattr(LocalGate, "_hand_over", barge)
+    is_found()

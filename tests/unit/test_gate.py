@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aio_agentapi import LocalGate
+from aio_agentapi import GateStatistics, LocalGate
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import ClosedError, GateFullError, GateTimeoutError
 
@@ -24,17 +24,10 @@ def start(call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(call)
 
 
-def whole(gate: LocalGate) -> bool:
-    """Tell whether every permit is counted in exactly one place."""
-    state = gate.statistics()
-    lanes = gate._interactive.in_use + gate._batch.in_use
-    waiting = len(gate._interactive) + len(gate._batch)
-    free = gate._free._value
-    return (
-        state.in_use + free + state.withheld == state.limit
-        and lanes == state.in_use
-        and waiting == state.waiting
-    )
+async def refuse(gate: LocalGate, lane: Lane, until: float | None = None) -> None:
+    """Be refused by the service, and wait again."""
+    gate.refused(lane)
+    await gate.acquire(lane, until, again=True)
 
 
 async def test_permits_are_given_until_there_are_none() -> None:
@@ -46,10 +39,23 @@ async def test_permits_are_given_until_there_are_none() -> None:
     await turns()
     assert not third.done()
     assert repr(gate) == "<LocalGate 2 permits, 2 in use, 1 waiting>"
+    assert gate.statistics() == GateStatistics(
+        limit=2,
+        share=2,
+        in_use=2,
+        detached=0,
+        withheld=0,
+        waiting=1,
+        waiting_by_lane={"interactive": 1, "batch": 0},
+        admitted=2,
+        busy_answers=0,
+        late_answers=0,
+        foreign_estimate=0,
+        peak=2,
+    )
     gate.release("batch")
     await third
     assert (gate.statistics().in_use, gate.statistics().waiting) == (2, 0)
-    assert whole(gate)
 
 
 async def test_first_come_first_served_within_a_lane() -> None:
@@ -68,7 +74,6 @@ async def test_first_come_first_served_within_a_lane() -> None:
     gate.release("interactive")
     await asyncio.gather(*calls)
     assert list(range(20)) == served
-    assert whole(gate)
 
 
 async def test_a_newcomer_does_not_overtake() -> None:
@@ -84,7 +89,6 @@ async def test_a_newcomer_does_not_overtake() -> None:
     assert not newcomer.done()
     newcomer.cancel()
     await turns()
-    assert whole(gate)
 
 
 async def test_interactive_goes_first() -> None:
@@ -121,7 +125,6 @@ async def saturate(gate: LocalGate, permits: int, rounds: int) -> dict[Lane, int
     for task in calls:
         task.cancel()
     await turns()
-    assert whole(gate)
     return held
 
 
@@ -142,10 +145,11 @@ async def test_a_floor_above_the_limit_leaves_one_permit(limit: int) -> None:
 async def test_the_floor_scales_with_the_share() -> None:
     """At a fifth of the permits the batch lane keeps a fifth of its floor."""
     gate = LocalGate(limit=50, batch_floor=10)
-    gate._share = 10
-    for _ in range(40):
-        await gate._free.acquire()
-        gate._withheld += 1
+    for _ in range(11):
+        await gate.acquire("interactive")
+    gate.refused("interactive")
+    for _ in range(10):
+        gate.release("interactive")
     assert await saturate(gate, 10, 60) == {"interactive": 8, "batch": 2}
 
 
@@ -179,7 +183,6 @@ async def test_max_wait_ends_the_waiting() -> None:
     gate.release("interactive")
     # A time that is over does not matter where a permit is free.
     await gate.acquire("interactive", loop.time() - 1)
-    assert whole(gate)
 
 
 async def test_a_full_line_refuses_at_once() -> None:
@@ -211,7 +214,6 @@ async def test_a_cancel_while_waiting_leaves_the_line_in_order() -> None:
     assert not calls[3].done()
     gate.release("interactive")
     await calls[3]
-    assert whole(gate)
 
 
 async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on() -> None:
@@ -225,7 +227,6 @@ async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on() -> None:
     await turns()
     assert first.cancelled()
     assert second.done()
-    assert whole(gate)
 
 
 async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
@@ -239,7 +240,6 @@ async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
     await turns()
     assert first.cancelled()
     assert second.done()
-    assert whole(gate)
 
 
 async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
@@ -252,7 +252,6 @@ async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
     waiting.cancel()
     await turns()
     assert waiting.cancelled()
-    assert whole(gate)
 
 
 async def test_a_refused_call_waits_for_a_completion() -> None:
@@ -262,7 +261,7 @@ async def test_a_refused_call_waits_for_a_completion() -> None:
     await gate.acquire("interactive")
     fresh = start(gate.acquire("interactive"))
     await turns()
-    refused = start(gate.refused("interactive"))
+    refused = start(refuse(gate, "interactive"))
     await turns()
     assert not fresh.done()
     assert not refused.done()
@@ -278,7 +277,6 @@ async def test_a_refused_call_waits_for_a_completion() -> None:
     await turns()
     assert refused.done()
     assert not fresh.done()
-    assert whole(gate)
     fresh.cancel()
     await turns()
 
@@ -288,7 +286,7 @@ async def test_the_share_grows_back_step_by_step() -> None:
     gate = LocalGate(limit=4)
     for _ in range(4):
         await gate.acquire("interactive")
-    refused = start(gate.refused("interactive"))
+    refused = start(refuse(gate, "interactive"))
     await turns()
     gate.release("interactive", 0.01)
     await refused
@@ -299,7 +297,6 @@ async def test_the_share_grows_back_step_by_step() -> None:
         await gate.acquire("interactive")
     assert shares[:3] == [3, 4, 4]
     assert gate.statistics().withheld == 0
-    assert whole(gate)
 
 
 async def test_a_refused_step_makes_the_next_wait_longer() -> None:
@@ -316,20 +313,16 @@ async def test_a_refused_step_makes_the_next_wait_longer() -> None:
             await gate.acquire("interactive")
         return count
 
-    async def refuse() -> None:
+    async def be_refused() -> None:
         await gate.acquire("interactive")
-        third = start(gate.refused("interactive"))
-        await turns()
-        third.cancel()
-        await turns()
+        gate.refused("interactive")
 
     counts: list[int] = []
-    await refuse()
+    await be_refused()
     for _ in range(4):
         counts.append(await good_until(3))
-        await refuse()
+        await be_refused()
     assert counts == [2, 8, 16, 16]
-    assert whole(gate)
 
 
 async def test_a_line_that_nothing_moves_is_probed() -> None:
@@ -340,17 +333,15 @@ async def test_a_line_that_nothing_moves_is_probed() -> None:
     pauses: list[float] = []
     for _ in range(3):
         before = loop.time()
-        await gate.refused("interactive")
+        await refuse(gate, "interactive")
         pauses.append(loop.time() - before)
         assert gate.statistics().in_use == 1
-        assert whole(gate)
     # Doubled each time, since none was admitted; clocks may be a little early.
     assert pauses[0] >= 0.09
     assert pauses[1] >= 0.19
     assert pauses[2] >= 0.39
     gate.release("interactive", 0.01)
     await gate.acquire("interactive")
-    assert whole(gate)
 
 
 async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
@@ -358,24 +349,21 @@ async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
     gate = LocalGate(limit=5)
     await gate.acquire("interactive")
     await gate.acquire("interactive")
-    await gate.refused("interactive", asyncio.get_running_loop().time() + 5)
+    await refuse(gate, "interactive", asyncio.get_running_loop().time() + 5)
     state = gate.statistics()
     assert (state.share, state.in_use) == (2, 2)
-    assert whole(gate)
 
 
 async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck() -> None:
-    """When the last one in line goes, the permits of the share are free again."""
+    """With nothing in flight and nobody in line, whoever comes next is the probe."""
     gate = LocalGate(limit=5)
     await gate.acquire("interactive")
-    refused = start(gate.refused("interactive"))
+    refused = start(refuse(gate, "interactive"))
     await turns()
     refused.cancel()
     await turns()
-    assert whole(gate)
     async with asyncio.timeout(0.05):
         await gate.acquire("interactive")
-    assert whole(gate)
 
 
 async def test_a_refused_call_has_max_wait_too() -> None:
@@ -383,9 +371,8 @@ async def test_a_refused_call_has_max_wait_too() -> None:
     gate = LocalGate(limit=1)
     await gate.acquire("interactive")
     with pytest.raises(GateTimeoutError):
-        await gate.refused("interactive", asyncio.get_running_loop().time() + 0.01)
+        await refuse(gate, "interactive", asyncio.get_running_loop().time() + 0.01)
     assert (gate.statistics().in_use, gate.statistics().waiting) == (0, 0)
-    assert whole(gate)
 
 
 async def test_closing_tells_those_in_line_and_lets_nobody_in() -> None:
@@ -404,11 +391,10 @@ async def test_closing_tells_those_in_line_and_lets_nobody_in() -> None:
     idle = loop.create_task(gate.idle(loop.time() + 5))
     await turns()
     with pytest.raises(ClosedError):
-        await gate.refused("interactive")
+        await refuse(gate, "interactive")
     assert await idle
     assert await gate.idle(loop.time())
     assert repr(gate).endswith("closed>")
-    assert whole(gate)
 
 
 async def test_a_permit_cannot_be_given_back_twice() -> None:
@@ -419,8 +405,7 @@ async def test_a_permit_cannot_be_given_back_twice() -> None:
     with pytest.raises(RuntimeError, match="twice"):
         gate.release("interactive")
     with pytest.raises(RuntimeError, match="twice"):
-        await gate.refused("interactive")
-    assert whole(gate)
+        await refuse(gate, "interactive")
 
 
 async def test_cancelling_many_leaves_nothing_behind() -> None:
@@ -436,4 +421,116 @@ async def test_cancelling_many_leaves_nothing_behind() -> None:
     for _ in range(50):
         gate.release("batch")
     assert gate.statistics().in_use == 0
-    assert whole(gate)
+
+
+async def test_a_permit_that_was_given_up_lingers() -> None:
+    """Nobody gets it for a while, and then the next in line does."""
+    gate = LocalGate(limit=2)
+    await gate.acquire("interactive")
+    await gate.acquire("batch")
+    gate.detach()
+    gate.detach()
+    assert gate.statistics().detached == 2
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    gate.land(answered=False)
+    gate.give_up("interactive", 0.05)
+    state = gate.statistics()
+    # Others have nothing to do with it.
+    assert (state.in_use, state.withheld, state.share) == (1, 1, 2)
+    assert (state.detached, state.late_answers, state.foreign_estimate) == (1, 0, 0)
+    await turns()
+    assert not waiting.done()
+    began = asyncio.get_running_loop().time()
+    await waiting
+    assert asyncio.get_running_loop().time() - began >= 0.03
+    assert gate.statistics().withheld == 0
+    gate.land(answered=True)
+    gate.release("batch", 0.01)
+    state = gate.statistics()
+    assert (state.detached, state.late_answers, state.in_use) == (0, 1, 1)
+
+
+async def test_what_lingers_is_nothing_to_wait_for_at_closing() -> None:
+    """It has been given up."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    idle = asyncio.get_running_loop().create_task(
+        gate.idle(asyncio.get_running_loop().time() + 5)
+    )
+    await turns()
+    gate.give_up("interactive", 0.01)
+    async with asyncio.timeout(0.5):
+        assert await idle
+
+
+async def test_a_refusal_says_what_others_seem_to_hold() -> None:
+    """Those not in flight with us when the service refused, until it admits more."""
+    gate = LocalGate(limit=50)
+    for _ in range(31):
+        await gate.acquire("interactive")
+    gate.refused("interactive")
+    state = gate.statistics()
+    assert (state.share, state.foreign_estimate, state.withheld) == (30, 20, 20)
+    assert repr(gate) == (
+        "<LocalGate 50 permits, share 30, 30 in use, 20 withheld, 0 waiting,"
+        " 1 busy answers, 0 late ones>"
+    )
+    for _ in range(30):
+        gate.release("interactive", 0.01)
+    assert gate.statistics().foreign_estimate == 19
+
+
+async def test_more_permits_are_there_at_once() -> None:
+    """For those in line first."""
+    gate = LocalGate(limit=1, batch_floor=1)
+    await gate.acquire("interactive")
+    calls = [start(gate.acquire("batch")) for _ in range(3)]
+    await turns()
+    gate.resize(3)
+    await turns()
+    assert [call.done() for call in calls] == [True, True, False]
+    gate.resize(5)
+    await calls[2]
+    assert (gate.statistics().limit, gate.statistics().in_use) == (5, 4)
+    async with asyncio.timeout(0.5):
+        await gate.acquire("interactive")
+
+
+async def test_fewer_permits_take_nothing_from_anybody() -> None:
+    """Free ones are gone at once, those in use when they come back."""
+    gate = LocalGate(limit=5)
+    for _ in range(3):
+        await gate.acquire("interactive")
+    gate.resize(1)
+    assert (gate.statistics().limit, gate.statistics().in_use) == (3, 3)
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    gate.release("interactive")
+    gate.refused("interactive")
+    await turns()
+    assert not waiting.done()
+    assert (gate.statistics().limit, gate.statistics().in_use) == (1, 1)
+    gate.release("interactive")
+    await waiting
+    gate.resize(0)
+    gate.give_up("interactive", 0.0)
+    last = start(gate.acquire("interactive"))
+    await asyncio.sleep(0.01)
+    state = gate.statistics()
+    assert (state.limit, state.share, state.waiting) == (0, 0, 1)
+    gate.resize(2)
+    await last
+
+
+async def test_what_is_kept_back_goes_first() -> None:
+    """The service admits no more because of it, and no less."""
+    gate = LocalGate(limit=10)
+    for _ in range(5):
+        await gate.acquire("interactive")
+    gate.refused("interactive")
+    assert gate.statistics().share == 4
+    gate.resize(6)
+    assert (gate.statistics().share, gate.statistics().foreign_estimate) == (4, 2)
+    gate.resize(3)
+    assert (gate.statistics().share, gate.statistics().limit) == (4, 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 from unittest.mock import Mock
 
@@ -12,7 +11,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses
 
 from aio_agentapi import Secret, Settings
-from aio_agentapi._transport import Transport
+from aio_agentapi._transport import Sending, Transport
 from aio_agentapi.errors import (
     AgentAPIError,
     ClosedError,
@@ -40,9 +39,8 @@ def transport(**settings: Any) -> Transport:
 
 async def send(sender: Transport) -> Any:
     """Send an empty request."""
-    until = asyncio.get_running_loop().time() + 5
     try:
-        return await sender.send("agent/info", b"{}", until)
+        return await sender.send("agent/info", b"{}", Sending())
     finally:
         await sender.aclose()
 

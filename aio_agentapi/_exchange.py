@@ -1,0 +1,220 @@
+"""
+One sending and its answer, which outlive whoever asked.
+
+The service counts a call until it has answered, also when the client hangs up. So
+the caller's task does not send: a task of the session does, and the caller waits
+for what becomes of it. A caller who is cancelled, or out of time, leaves at once;
+the exchange goes on, its answer is read, and only then its permit is free.
+
+    the caller leaves while ...   the exchange ...        the permit ...
+    it has no connection yet      is dropped: not sent    is free
+    it has one                    goes on, detached       stays in use to the answer
+    abandon_after later           is given up, and its    lingers, and is free
+                                  connection closed
+
+Whatever ends the task, a cancellation before its first step included, ends in
+:meth:`Exchange._gone`: no permit is lost, and no caller waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Generic, TypeVar
+
+import attrs
+
+from aio_agentapi._gate import Gate
+from aio_agentapi._settings import Settings
+from aio_agentapi._transport import Sending, Transport
+from aio_agentapi._types import Lane, Operation
+from aio_agentapi._wire import Wire
+from aio_agentapi.errors import (
+    AgentAPIError,
+    BusyError,
+    NotSentError,
+    OutcomeUnknownError,
+)
+
+T = TypeVar("T")
+
+# Turns of the loop after the time is over in which an answer that had arrived
+# before may come through: one that reads it, one that wakes the worker, and one
+# more where the loop reads after its timers.
+_TURNS: Final = 3
+
+
+@attrs.define(eq=False, repr=False)
+class Exchange(Generic[T]):
+    """
+    One sending and its answer.
+
+    Attributes:
+        sending: How far it has come.
+
+        ended: Whether there is an outcome.
+
+        outcome: The record, or what is to be raised.
+
+        task: What carries it out.
+    """
+
+    _operation: Operation[T] = attrs.field(alias="operation")
+    _path: str = attrs.field(alias="path")
+    _text: bytes = attrs.field(alias="text")
+    _lane: Lane = attrs.field(alias="lane")
+    _desk: Exchanges = attrs.field(alias="desk")
+    sending: Sending = attrs.field(init=False, factory=Sending)
+    ended: bool = attrs.field(init=False, default=False)
+    outcome: T | BaseException | None = attrs.field(init=False, default=None)
+    task: asyncio.Task[None] = attrs.field(init=False)
+    _waiter: asyncio.Future[None] | None = attrs.field(init=False, default=None)
+    # Gives up a detached one; there is none while its caller waits.
+    _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._carry_out())
+        self.task.add_done_callback(self._gone)
+
+    async def wait(self, until: float) -> bool:
+        """
+        Wait until it has ended.
+
+        Args:
+            until: The loop's time at which to give up; an answer that is there by
+                then counts.
+
+        Returns:
+            Whether it has ended.
+        """
+        if not self.ended:
+            loop = asyncio.get_running_loop()
+            waiter = self._waiter = loop.create_future()
+            timer = loop.call_at(until, self._late, waiter, _TURNS)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+        return self.ended
+
+    def leave(self) -> None:
+        """Let it end without its caller, who does not come back."""
+        if self.ended:
+            return
+        if self.sending.connected:
+            self._desk.gate.detach()
+            loop = asyncio.get_running_loop()
+            after = self._desk.settings.abandon_after
+            self._timer = loop.call_later(after, self.task.cancel)
+        else:
+            self.task.cancel()
+
+    async def _carry_out(self) -> None:
+        """Send, read, and put the permit where it belongs."""
+        desk, loop = self._desk, asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            answer = await desk.transport.send(self._path, self._text, self.sending)
+        except AgentAPIError as error:
+            self._land(answered=False)
+            desk.gate.release(self._lane)
+            self._end(error)
+            return
+        took = loop.time() - began
+        outcome = desk.wire.decode(self._operation, *answer, desk.transport.scrub)
+        self._land(answered=True)
+        if not isinstance(outcome, BusyError):
+            desk.gate.release(self._lane, took)
+        elif self._operation.paced is None:
+            desk.gate.refused(self._lane)
+        else:
+            # The feed was read too early, which says nothing of the room.
+            desk.gate.release(self._lane)
+        self._end(outcome)
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        """Leave nothing undone when the task has ended, however it did."""
+        self._desk.running.discard(self)
+        error = None if task.cancelled() else task.exception()
+        if self.ended:
+            return
+        self._land(answered=False)
+        if self.sending.connected:
+            self._desk.gate.give_up(self._lane, self._desk.settings.linger)
+            told = "the session was closed before its answer came. It may have happened"
+            self._end(error or OutcomeUnknownError(told))
+        else:
+            self._desk.gate.release(self._lane)
+            told = "the session was closed before it was sent. Nothing was sent"
+            self._end(error or NotSentError(told))
+
+    def _land(self, *, answered: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._desk.gate.land(answered=answered)
+
+    def _end(self, outcome: T | BaseException) -> None:
+        self.outcome = outcome
+        self.ended = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _late(self, waiter: asyncio.Future[None], turns: int) -> None:
+        if waiter.done():
+            return
+        if turns:
+            asyncio.get_running_loop().call_soon(self._late, waiter, turns - 1)
+        else:
+            waiter.set_result(None)
+
+
+@attrs.define(eq=False, repr=False)
+class Exchanges:
+    """
+    The exchanges of one session.
+
+    Args:
+        settings: ``abandon_after`` and ``linger``.
+
+        gate: Where the permits go.
+
+        transport: What sends.
+
+        wire: What reads the answers.
+    """
+
+    settings: Settings
+    gate: Gate
+    transport: Transport
+    wire: Wire
+    running: set[Exchange[Any]] = attrs.field(init=False, factory=set)
+
+    def start(
+        self, operation: Operation[T], path: str, text: bytes, lane: Lane
+    ) -> Exchange[T]:
+        """
+        Begin an exchange, whose own the caller's permit is from now on.
+
+        Args:
+            operation: What its answer is read as.
+
+            path: Relative to ``/v4/``.
+
+            text: The JSON body.
+
+            lane: The lane that the permit was acquired in.
+
+        Returns:
+            The exchange; its caller waits for it, or leaves it.
+        """
+        exchange = Exchange(operation, path, text, lane, self)
+        self.running.add(exchange)
+        return exchange
+
+    async def cut(self) -> None:
+        """End them all; what is not answered by now ends without an answer."""
+        tasks = [exchange.task for exchange in self.running]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
