@@ -23,8 +23,9 @@ While anybody waits, no permit is free: it is in use, or withheld.
 
 ``share`` is how many permits the service admits at present: those not kept back. A
 refusal keeps back all that are not in flight; nobody is woken then, since what was
-refused once would be refused again until one of ours completes. It grows by one
-after ``share`` good answers, by fewer if the last step up was refused. When nothing
+refused once would be refused again until one of ours completes. It grows after
+``share`` good answers, by one, and by twice as many for each step in a row that
+holds; a step that is refused makes the next one small again, and later. When nothing
 of ours completes, there is nothing to wait for, and one call in line is sent as a
 probe; where nobody is in line either, the next one that comes is it.
 
@@ -61,8 +62,10 @@ _PROBE_TIMES: Final = 4
 _PROBE_AT_MOST: Final = 1.0
 # A refused step up makes the next wait so many times longer, to at most so many
 # rounds of `share` good answers: steps are cheap, refusals cost a round trip.
+# Measured with others who come and go every 0.3 s: eight rounds at most took half as
+# long again, and met no fewer refusals.
 _LONGER: Final = 4
-_ROUNDS_AT_MOST: Final = 8
+_ROUNDS_AT_MOST: Final = 4
 # With a single permit no share of it can be kept: the batch lane gets every fifth.
 _BATCH_TURN: Final = 5
 # How fast the estimate of the usual service time follows, per answer. It steps by
@@ -263,10 +266,11 @@ class LocalGate:
     _peak: int = attrs.field(init=False, default=0)
     _closed: bool = attrs.field(init=False, default=False)
     _drained: asyncio.Future[bool] | None = attrs.field(init=False, default=None)
-    # Growth: good answers since the last step, rounds to the next, and whether
-    # the last step up has neither held nor been refused yet.
+    # Growth: good answers since the last step, rounds to the next, by how many it
+    # goes up, and whether the last one has neither held nor been refused yet.
     _good: int = attrs.field(init=False, default=0)
     _rounds: float = attrs.field(init=False, default=1.0)
+    _step: int = attrs.field(init=False, default=1)
     _stepped: bool = attrs.field(init=False, default=False)
     # Turns of the interactive lane since the last of the batch lane.
     _turns: int = attrs.field(init=False, default=0)
@@ -334,6 +338,7 @@ class LocalGate:
             self._take()
             self._kept_back += 1
         self._good = 0
+        self._step = 1
         if self._stepped:
             self._rounds = min(_ROUNDS_AT_MOST, self._rounds * _LONGER)
             self._stepped = False
@@ -581,9 +586,11 @@ class LocalGate:
         self._good = 0
         if self._stepped:
             self._rounds = max(1.0, self._rounds / 2)
+            self._step *= 2
         self._stepped = True
-        self._kept_back -= 1
-        self._put()
+        for _ in range(min(self._step, self._kept_back)):
+            self._kept_back -= 1
+            self._put()
 
     def _watch(self) -> None:
         """See to it that a line which nothing moves is probed."""

@@ -15,7 +15,8 @@ def run() -> None:
     """Serve as the one argument says."""
     options = json.loads(sys.argv[1])
     db = Path(options["db"]) if "db" in options else None
-    asyncio.run(serve(Sandbox(Switches(**options["switches"]), db=db)))
+    switches, seed = Switches(**options["switches"]), options["seed"]
+    asyncio.run(serve(Sandbox(switches, db=db, seed=seed)))
 
 
 if __name__ == "__main__":

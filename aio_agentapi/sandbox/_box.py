@@ -57,7 +57,7 @@ class Sandbox:
 
         clock: What time it is for the service. None: the machine's clock.
 
-        seed: Of the dice of faults.
+        seed: Of the dice of latency and faults.
     """
 
     _switches: Switches | None = attrs.field(alias="switches", default=None)
@@ -376,10 +376,13 @@ class SandboxProcess:
         switches: How this deployment behaves. None: the defaults.
 
         db: A file that keeps the state. None: memory.
+
+        seed: Of the dice of latency and faults.
     """
 
     _switches: Switches | None = attrs.field(alias="switches", default=None)
     _db: Path | None = attrs.field(alias="db", default=None, kw_only=True)
+    _seed: int = attrs.field(alias="seed", default=0, kw_only=True)
     base_url: str = attrs.field(init=False, default="")
     tokens: Mapping[str, str] = attrs.field(init=False, factory=dict[str, str])
     _process: asyncio.subprocess.Process = attrs.field(init=False)
@@ -388,7 +391,8 @@ class SandboxProcess:
 
     async def __aenter__(self) -> Self:
         options: dict[str, Any] = {
-            "switches": attrs.asdict(self._switches or Switches())
+            "switches": attrs.asdict(self._switches or Switches()),
+            "seed": self._seed,
         }
         if self._db is not None:
             options["db"] = str(self._db)

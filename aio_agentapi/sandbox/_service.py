@@ -2,7 +2,7 @@
 The service of the contract over HTTP: headers, tokens, the limit, the envelope.
 
 A call counts as in flight from when its body has been read until its answer is
-written; a client that hangs up does not make it stop.
+written, or a while longer; a client that hangs up does not make it stop.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ class Service:
             # The client has hung up; its call was executed all the same.
             response = web.Response()
         finally:
-            gauge.in_flight -= 1
+            if lag := self.deployment.switches.release_lag:
+                asyncio.get_running_loop().call_later(lag, _end, gauge)
+            else:
+                _end(gauge)
         return response
 
     def _admit(self, request: web.Request) -> Account:
@@ -248,3 +251,7 @@ def _hang_up(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
     raise ConnectionResetError
+
+
+def _end(gauge: Gauge) -> None:
+    gauge.in_flight -= 1

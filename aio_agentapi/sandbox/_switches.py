@@ -38,6 +38,8 @@ class Switches:
 
         jitter: Seconds by which that differs at most, either way.
 
+        release_lag: Seconds for which a call still counts after its answer.
+
         statuses: ``"ok"``: HTTP 200 for every answer. ``"http"``: 401 for a bad
             token, 403 for a bad address, and ``busy_status`` for 1018.
 
@@ -82,6 +84,7 @@ class Switches:
     scope: Literal["token", "ip"] = attrs.field(default="token", validator=_listed)
     latency: float = attrs.field(default=0.0, validator=ge(0))
     jitter: float = attrs.field(default=0.0, validator=ge(0))
+    release_lag: float = attrs.field(default=0.0, validator=ge(0))
     statuses: Literal["ok", "http"] = attrs.field(default="ok", validator=_listed)
     busy_status: Literal[429, 503] = attrs.field(default=429, validator=_listed)
     generation: Literal["newer", "older"] = attrs.field(

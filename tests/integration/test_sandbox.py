@@ -192,23 +192,35 @@ async def test_an_amount_that_is_long_to_work_out(box: Sandbox) -> None:
 async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> None:
     """Until it has been executed, and it is executed."""
     box.switches = Switches(latency=0.5, limit=2)
-    async with connect(box, limit=5) as session:
-        code = box.account("shop_1").code
-        loop = asyncio.get_running_loop()
-        calls = [loop.create_task(session.points.transfer(code, 1)) for _ in range(2)]
-        while box.gauge("operator").in_flight < 2:
-            await asyncio.sleep(0)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert box.gauge("operator").in_flight == 2
-        _, answer = await post(box, "agent/info")
-        assert answer["code"] == 1018
-        while box.gauge("operator").in_flight:
-            await asyncio.sleep(0.01)
-        assert box.executed["points/transfer"] == 2
-        _, answer = await post(box, "agent/info")
-        assert answer["code"] == 0
+    move = {"agent_code": box.account("shop_1").code, "amount": 1}
+    loop = asyncio.get_running_loop()
+    calls = [loop.create_task(post(box, "points/transfer", move)) for _ in range(2)]
+    while box.gauge("operator").in_flight < 2:
+        await asyncio.sleep(0)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert box.gauge("operator").in_flight == 2
+    _, answer = await post(box, "agent/info")
+    assert answer["code"] == 1018
+    while box.gauge("operator").in_flight:
+        await asyncio.sleep(0.01)
+    assert box.executed["points/transfer"] == 2
+    _, answer = await post(box, "agent/info")
+    assert answer["code"] == 0
+
+
+async def test_a_call_can_count_for_a_while_after_its_answer(box: Sandbox) -> None:
+    """As a service may that counts behind its answers."""
+    box.switches = Switches(release_lag=0.2, limit=1)
+    _, answer = await post(box, "agent/info")
+    assert (answer["code"], box.gauge("operator").in_flight) == (0, 1)
+    _, answer = await post(box, "agent/info")
+    assert answer["code"] == 1018
+    while box.gauge("operator").in_flight:
+        await asyncio.sleep(0.01)
+    _, answer = await post(box, "agent/info")
+    assert answer["code"] == 0
 
 
 async def test_the_limit_can_count_by_address(box: Sandbox) -> None:
@@ -483,6 +495,7 @@ async def test_a_fault_tells_no_lie(box: Sandbox) -> None:
         {"scope": "x"},
         {"generation": "old"},
         {"latency": -1},
+        {"release_lag": -1},
         {"zone": "Mars/Olympus"},
         {"dates": "x"},
     ],
