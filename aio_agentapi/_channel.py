@@ -33,8 +33,8 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Final, Protocol, TypeVar, cast
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 import attrs
@@ -137,9 +137,11 @@ class Channel:
     # Set when the session is closed, for the calls that pause meanwhile.
     _closing: asyncio.Event = attrs.field(alias="closing", factory=asyncio.Event)
 
-    async def call(self, query: Query[T]) -> T:
+    def call(self, query: Query[T]) -> Coroutine[Any, Any, T]:
         """
         Ask, and ask again after an unknown outcome where that does no harm.
+
+        No coroutine of its own: each would be kept by every call that waits.
 
         Args:
             query: What to ask.
@@ -151,7 +153,7 @@ class Channel:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
         again = query.operation.effect in _REPEATABLE
-        return await self._run(query.operation, query.body, again=again)
+        return self._run(query.operation, query.body, again=again)
 
     async def pages(self, query: Query[P], limit: int) -> AsyncGenerator[P]:
         """
@@ -177,7 +179,7 @@ class Channel:
             if not page.list or offset >= page.total:
                 return
 
-    async def pay(self, payment: Payment[T]) -> T:
+    def pay(self, payment: Payment[T]) -> Coroutine[Any, Any, T]:
         """
         Move money; never sent again once it may have happened.
 
@@ -190,7 +192,7 @@ class Channel:
         Raises:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
-        return await self._run(payment.operation, payment.body, again=False)
+        return self._run(payment.operation, payment.body, again=False)
 
     async def aclose(self) -> None:
         """

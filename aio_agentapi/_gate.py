@@ -306,17 +306,35 @@ class LocalGate:
             # suspend: it is not locked.
             await self._free.acquire()
             self._admit(queue)
-        elif self._kept_back and not (self._in_use or self._waiting or again):
+            return
+        if self._kept_back and not (self._in_use or self._waiting or again):
             # Nothing of ours will complete, so there is nothing to wait for.
             self._kept_back -= 1
             self._admit(queue)
-        elif again:
-            await self._stand(queue, queue.refused, until)
-        elif self._max_waiting is not None and self._waiting >= self._max_waiting:
-            msg = f"{self._waiting} calls wait already. Nothing was sent"
-            raise GateFullError(msg)
-        else:
-            await self._stand(queue, queue.fresh, until)
+            return
+        # In this coroutine and not in one of its own: a hundred thousand may wait.
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        line = queue.refused if again else self._end_of(queue)
+        waiter: asyncio.Future[bool] = loop.create_future()
+        line[waiter] = None
+        self._waiting += 1
+        self._watch()
+        timer = None
+        if until is not None:
+            timer = loop.call_at(until, self._expire, line, waiter)
+        try:
+            granted = await waiter
+        except asyncio.CancelledError:
+            self._withdraw(queue, line, waiter)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not granted:
+            waited = loop.time() - began
+            msg = f"no permit came free within {waited:.3f} s. Nothing was sent"
+            raise GateTimeoutError(msg, waited=waited)
 
     def release(self, lane: Lane, took: float | None = None) -> None:
         """Give a permit back; see :meth:`Gate.release`."""
@@ -453,34 +471,23 @@ class LocalGate:
         # One at least: with all kept back, the next call is sent as a probe.
         return max(min(1, self._limit), self._limit - self._kept_back)
 
-    async def _stand(self, queue: _Queue, line: _Line, until: float | None) -> None:
-        """Stand at the end of a line until a permit is handed over."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        waiter: asyncio.Future[bool] = loop.create_future()
-        line[waiter] = None
-        self._waiting += 1
-        self._watch()
-        timer = None
-        if until is not None:
-            timer = loop.call_at(until, self._expire, line, waiter)
-        try:
-            granted = await waiter
-        except asyncio.CancelledError:
-            if waiter.cancelled():
-                self._strike(line, waiter)
-            elif waiter.exception() is None and waiter.result():
-                # Handed over in the very turn in which we were cancelled.
-                self._leave(queue)
-                self._put()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        if not granted:
-            waited = loop.time() - began
-            msg = f"no permit came free within {waited:.3f} s. Nothing was sent"
-            raise GateTimeoutError(msg, waited=waited)
+    def _end_of(self, queue: _Queue) -> _Line:
+        """Return the line for a newcomer, if there is room in it."""
+        if self._max_waiting is not None and self._waiting >= self._max_waiting:
+            msg = f"{self._waiting} calls wait already. Nothing was sent"
+            raise GateFullError(msg)
+        return queue.fresh
+
+    def _withdraw(
+        self, queue: _Queue, line: _Line, waiter: asyncio.Future[bool]
+    ) -> None:
+        """Leave nothing of a caller who was cancelled in line."""
+        if waiter.cancelled():
+            self._strike(line, waiter)
+        elif waiter.exception() is None and waiter.result():
+            # Handed over in the very turn in which he was cancelled.
+            self._leave(queue)
+            self._put()
 
     def _expire(self, line: _Line, waiter: asyncio.Future[bool]) -> None:
         # A flag and not a cancellation: that could meet one of the caller's own.

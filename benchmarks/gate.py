@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import statistics
 import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -267,13 +268,14 @@ async def recovery() -> None:
             ours(box) as session,
         ):
             loop = asyncio.get_running_loop()
-            going = True
 
-            async def work(session: Session = session) -> None:
-                while going:
+            end = asyncio.Event()
+
+            async def work(session: Session, end: asyncio.Event) -> None:
+                while not end.is_set():
                     await session.agents.info()
 
-            tasks = [loop.create_task(work()) for _ in range(200)]
+            tasks = [loop.create_task(work(session, end)) for _ in range(200)]
             await box.foreign(NAME, held)
             await asyncio.sleep(3)
             share = session.gate.statistics().share
@@ -285,7 +287,7 @@ async def recovery() -> None:
             took = loop.time() - began
             busy = session.gate.statistics().busy_answers - before
             row(held, share, f"{took:.2f} s", busy)
-            going = False
+            end.set()
             await asyncio.gather(*tasks)
     table("one slow call of ours runs, the others' use ends", "")
     async with SandboxProcess() as box, ours(box) as session:
@@ -311,21 +313,10 @@ async def recovery() -> None:
 
 async def starvation() -> None:
     """Queue 10,000 batch calls, and see what an interactive one waits for."""
-    table("10,000 batch calls queued, 20 ms each", "")
-    async with SandboxProcess(Switches(latency=0.02)) as box, ours(box) as session:
-        loop = asyncio.get_running_loop()
-        batch = session.with_options(lane="batch")
-        queued = [loop.create_task(batch.agents.info()) for _ in range(10_000)]
-        waits: list[float] = []
-        while session.gate.statistics().waiting_by_lane["batch"] > LIMIT:
-            began = loop.time()
-            await session.agents.info()
-            waits.append(permitted.get() - began)
-            await asyncio.sleep(0.005)
-        await asyncio.gather(*queued)
-        row("interactive calls beside them", len(waits))
-        row("their wait for a permit, median", p(waits, 50))
-        row("p99", p(waits, 99))
+    heads = ("others", "a call takes", "waits for a permit, median", "p99")
+    table("10,000 batch calls queued", *heads)
+    for jitter in (0.0, 0.01):
+        await beside_a_queue(jitter)
     table("500 interactive callers without a pause, 4,000 batch calls", "")
     async with SandboxProcess(Switches(latency=0.02)) as box, ours(box) as session:
         loop = asyncio.get_running_loop()
@@ -341,11 +332,44 @@ async def starvation() -> None:
                 await call(session, "interactive")
 
         others = [loop.create_task(busy()) for _ in range(500)]
-        await asyncio.gather(*(call(batch, "batch") for _ in range(4_000)), *others)
-        # While both asked: until 3,000 of the batch were done.
-        share = 3_000 / (3_000 + done["interactive"])
+        queued = [loop.create_task(call(batch, "batch")) for _ in range(4_000)]
+        while done["batch"] < 500:
+            await asyncio.sleep(0.01)
+        # While both ask, and neither is about to end.
+        before = done.copy()
+        while done["batch"] < 2_500:
+            await asyncio.sleep(0.01)
+        between = done - before
+        await asyncio.gather(*queued, *others)
+        share = between["batch"] / between.total()
         row("batch's part of all calls while both ask", f"{share:.1%}")
         row("its floor", f"{Settings().batch_floor / LIMIT:.1%}")
+
+
+async def beside_a_queue(jitter: float) -> None:
+    """Call now and then while a batch is queued, and print what each waits for."""
+    dice = random.Random(1)
+    switches = Switches(latency=0.02, jitter=jitter)
+    async with SandboxProcess(switches) as box, ours(box) as session:
+        loop = asyncio.get_running_loop()
+        batch = session.with_options(lane="batch")
+        queued = [loop.create_task(batch.agents.info()) for _ in range(10_000)]
+        waits: list[float] = []
+        took: list[float] = []
+        while not session.gate.statistics().waiting:
+            await asyncio.sleep(0)
+
+        async def visit() -> None:
+            while session.gate.statistics().waiting_by_lane["batch"] > LIMIT:
+                began = loop.time()
+                await session.agents.info()
+                waits.append(permitted.get() - began)
+                took.append(loop.time() - permitted.get())
+                await asyncio.sleep(dice.random() * 0.05)
+
+        await asyncio.gather(*(visit() for _ in range(5)), *queued)
+        service = f"20 ms ± {jitter * 1000:.0f}"
+        row(service, len(waits), p(took, 50), p(waits, 50), p(waits, 99))
 
 
 # Many who wait
@@ -405,12 +429,12 @@ async def scale() -> None:
         await asyncio.gather(*first)
 
 
-async def measured(calls: list[Call]) -> float:
+async def measured(calls: list[Callable[[], Coroutine[Any, Any, object]]]) -> float:
     """Start calls that wait, and cancel them; return the bytes of each."""
     loop = asyncio.get_running_loop()
     gc.collect()
     tracemalloc.start()
-    tasks = [loop.create_task(call()) for call in calls]  # type: ignore[arg-type]  # coroutines
+    tasks = [loop.create_task(call()) for call in calls]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     size = tracemalloc.get_traced_memory()[0] / len(tasks)
