@@ -29,6 +29,7 @@ from aio_agentapi import LocalGate, Session, SessionManager, Settings
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from benchmarks.server import TOKEN, serving
 
 LIMIT = 50
 NAME = "operator"
@@ -52,15 +53,19 @@ class TimedGate(LocalGate):
         permitted.set(asyncio.get_running_loop().time())
 
 
-@asynccontextmanager
-async def ours(box: SandboxProcess, **settings: Any) -> AsyncGenerator[Session]:
-    """Open a session of this library."""
-    manager = SessionManager(
-        box.base_url,
+def timed(base_url: str, **settings: Any) -> SessionManager:
+    """Make a manager whose gates are timed."""
+    return SessionManager(
+        base_url,
         settings=Settings(**settings),
         gate=lambda _, chosen: TimedGate.of(chosen),
     )
-    async with manager:
+
+
+@asynccontextmanager
+async def ours(box: SandboxProcess, **settings: Any) -> AsyncGenerator[Session]:
+    """Open a session of this library."""
+    async with timed(box.base_url, **settings) as manager:
         yield manager.session(box.tokens[NAME])
 
 
@@ -349,8 +354,8 @@ async def starvation() -> None:
 async def beside_a_queue(jitter: float) -> None:
     """Call now and then while a batch is queued, and print what each waits for."""
     dice = random.Random(1)
-    switches = Switches(latency=0.02, jitter=jitter)
-    async with SandboxProcess(switches) as box, ours(box) as session:
+    async with serving(0.02, jitter) as base_url, timed(base_url) as manager:
+        session = manager.session(TOKEN)
         loop = asyncio.get_running_loop()
         batch = session.with_options(lane="batch")
         queued = [loop.create_task(batch.agents.info()) for _ in range(10_000)]
@@ -415,17 +420,15 @@ async def scale() -> None:
     )
     for kind in KINDS:
         await scale_of(kind, count)
-    async with SandboxProcess() as box, ours(box) as session:
-        await box.foreign(NAME, LIMIT)
+    async with serving(1.0) as base_url, SessionManager(base_url) as manager:
+        session = manager.session(TOKEN)
         loop = asyncio.get_running_loop()
         first = [loop.create_task(session.agents.info()) for _ in range(LIMIT)]
-        while session.gate.statistics().busy_answers < LIMIT:
-            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
         size = await measured(
             [session.agents.info for _ in range(count)],
         )
         row("whole calls, agents.info()", f"{size:.0f}", "", "", "")
-        await box.foreign(NAME, 0)
         await asyncio.gather(*first)
 
 

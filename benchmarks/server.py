@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -41,8 +42,9 @@ MOVE_ANSWER = answer(MOVE)
 class Service(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, jitter: float) -> None:
         self._latency = latency
+        self._jitter = jitter
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = b""
@@ -66,7 +68,8 @@ class Service(asyncio.Protocol):
             is_move = head.startswith(b"post /v4/points/")
             found = MOVE_ANSWER if is_move else INFO_ANSWER
             if self._latency:
-                self._loop.call_later(self._latency, self._answer, found)
+                spread = self._jitter * random.uniform(-1, 1) if self._jitter else 0.0
+                self._loop.call_later(self._latency + spread, self._answer, found)
             else:
                 self._answer(found)
 
@@ -76,10 +79,10 @@ class Service(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def serving(latency: float) -> AsyncGenerator[str]:
+async def serving(latency: float, jitter: float = 0.0) -> AsyncGenerator[str]:
     """Start the load server in a process of its own."""
     process = subprocess.Popen(  # noqa: ASYNC220, S603 - before anything is timed
-        [sys.executable, "-m", "benchmarks.server", str(latency)],
+        [sys.executable, "-m", "benchmarks.server", str(latency), str(jitter)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -92,10 +95,10 @@ async def serving(latency: float) -> AsyncGenerator[str]:
         process.wait()
 
 
-async def main(latency: float) -> None:
+async def main(latency: float, jitter: float) -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Service(latency), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Service(latency, jitter), "127.0.0.1", 0)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await loop.run_in_executor(None, sys.stdin.buffer.read)
@@ -106,4 +109,4 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import uvloop
 
-    uvloop.run(main(float(sys.argv[1])))
+    uvloop.run(main(float(sys.argv[1]), float(sys.argv[2])))

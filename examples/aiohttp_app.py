@@ -64,7 +64,7 @@ async def give(request: web.Request) -> web.Response:
 
 async def health(request: web.Request) -> web.Response:
     state = request.app[SESSION].gate.statistics()
-    names = ("limit", "share", "in_use", "waiting")
+    names = ("limit", "share", "in_use", "waiting", "busy_answers", "late_answers")
     return web.json_response({name: getattr(state, name) for name in names})
 
 

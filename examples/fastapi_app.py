@@ -78,4 +78,6 @@ async def health(session: Eur) -> dict[str, int]:
         "share": state.share,
         "in_use": state.in_use,
         "waiting": state.waiting,
+        "busy_answers": state.busy_answers,
+        "late_answers": state.late_answers,
     }

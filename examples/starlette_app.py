@@ -66,7 +66,7 @@ async def give(request: Request) -> JSONResponse:
 
 async def health(request: Request) -> JSONResponse:
     state = the_session(request).gate.statistics()
-    names = ("limit", "share", "in_use", "waiting")
+    names = ("limit", "share", "in_use", "waiting", "busy_answers", "late_answers")
     return JSONResponse({name: getattr(state, name) for name in names})
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import time
 import traceback
+from typing import Any, cast
 
 import pytest
 
@@ -24,6 +25,9 @@ async def whole(session: Session) -> None:
     assert await session.gate.idle(asyncio.get_running_loop().time() + 5)
     state = session.gate.statistics()
     assert (state.in_use, state.waiting, state.detached) == (0, 0, 0)
+    http = session._channel._transport._http
+    # Every connection is back in the pool, or closed.
+    assert http is None or not cast("Any", http.connector)._acquired
 
 
 @pytest.mark.parametrize("warm", [False, True])

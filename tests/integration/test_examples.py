@@ -12,8 +12,9 @@ from typing import get_args
 import attrs
 import pytest
 
-from aio_agentapi import errors
+from aio_agentapi import GateStatistics, LocalGate, Settings, errors
 from aio_agentapi._settings import PATHS
+from aio_agentapi._types import Lane
 from aio_agentapi._wire import CODES
 from aio_agentapi.cli._main import main
 from aio_agentapi.sandbox import SandboxProcess, Switches
@@ -95,10 +96,55 @@ def test_the_readme_begins_with_a_whole_program() -> None:
 
 
 def test_links_inside_lead_somewhere() -> None:
-    """Each relative link of README, docs and benchmarks is a file."""
+    """Each relative link of README, docs and benchmarks is a file, and a heading."""
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / link).exists(), (page, link)
+        for link in re.findall(r"\]\(([^):]+)\)", page.read_text()):
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), (page, link)
+            if heading:
+                heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                slugs = {
+                    re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads
+                }
+                assert heading in slugs, (page, link)
+
+
+async def test_the_page_of_the_gate_is_true() -> None:
+    """Its settings with their defaults, its fields, and the line that it shows."""
+    page = (ROOT / "docs" / "gate.md").read_text()
+    section = page.partition("## Settings")[2].partition("## ")[0]
+    told: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`.*?) \| (.*?) \|", section, re.MULTILINE):
+        told |= dict(zip(names.split(", "), defaults.split(", "), strict=True))
+    for name, default in told.items():
+        value = getattr(Settings(), name.strip("`"))
+        number = f"{value:g}" if isinstance(value, float | int) else str(value).lower()
+        assert default.removesuffix(" s").strip('`"') == number, name
+    assert {"`abandon_after`", "`linger`", "`max_wait`", "`limit`"} <= {*told}
+    table = page.partition("## When calls are slow")[2]
+    fields = {field.name for field in attrs.fields(GateStatistics)} - {"admitted"}
+    assert {name for name in fields if f"`{name}" in table} == fields
+    gate = LocalGate(limit=50)
+    for _ in range(50):
+        await gate.acquire("interactive")
+    for _ in range(20):
+        gate.refused("interactive")
+    for _ in range(4):
+        gate.detach()
+    for _ in range(2):
+        gate.land(answered=True)
+    loop = asyncio.get_running_loop()
+    lanes: dict[Lane, int] = {"interactive": 20, "batch": 100}
+    waiting = [
+        loop.create_task(gate.acquire(lane))
+        for lane, count in lanes.items()
+        for _ in range(count)
+    ]
+    await asyncio.sleep(0)
+    assert f"    {gate!r}\n" in page
+    gate.close()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def test_the_errors_page_has_the_whole_tree() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 
 import pytest
 
-from aio_agentapi import SessionManager
+from aio_agentapi import LocalGate, SessionManager
 from aio_agentapi.errors import (
     BusyError,
     GateFullError,
@@ -165,3 +167,118 @@ async def test_interactive_calls_pass_a_batch(box: Sandbox) -> None:
     # first ten, which it took before anybody else was there.
     between = order[: last + 1].count("batch")
     assert 10 + 8 <= between <= 10 + 25
+
+
+@pytest.mark.timeout(60)
+async def test_the_share_comes_back_when_others_go() -> None:
+    """It follows what they leave, and is whole soon after they have gone."""
+    async with (
+        SandboxProcess(Switches(latency=0.02, jitter=0.01)) as box,
+        connect(box) as session,
+    ):
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+
+        async def work() -> None:
+            while not end.is_set():
+                await session.agents.info()
+
+        workers = [loop.create_task(work()) for _ in range(80)]
+        await box.foreign("operator", 30)
+        async with asyncio.timeout(20):
+            while not 15 <= session.gate.statistics().share <= 21:
+                await asyncio.sleep(0.01)
+            assert 29 <= session.gate.statistics().foreign_estimate <= 35
+            await box.foreign("operator", 0)
+            while session.gate.statistics().share < 50:
+                await asyncio.sleep(0.01)
+        end.set()
+        await asyncio.gather(*workers)
+        state = session.gate.statistics()
+        assert (state.foreign_estimate, state.withheld, state.in_use) == (0, 0, 0)
+
+
+async def test_a_slow_call_does_not_hold_up_a_refused_quick_one(box: Sandbox) -> None:
+    """Nothing of ours completes, and a probe finds that the others have gone."""
+    async with connect(box) as session:
+        box.foreign("operator", 49)
+        box.faults.delay(3.0, "agent/info", times=1)
+        loop = asyncio.get_running_loop()
+        slow = loop.create_task(session.agents.info())
+        while not box.gauge("operator").in_flight:
+            await asyncio.sleep(0)
+        quick = loop.create_task(session.users.create("anna"))
+        while not session.gate.statistics().busy_answers:
+            await asyncio.sleep(0)
+        box.foreign("operator", 0)
+        await quick
+        assert not slow.done()
+        await slow
+
+
+@pytest.mark.timeout(60)
+async def test_a_service_that_counts_behind_its_answers() -> None:
+    """A permit that is free a few milliseconds late fails no call."""
+    switches = Switches(latency=0.05, jitter=0.02, release_lag=0.003)
+    async with SandboxProcess(switches) as box, connect(box) as session:
+        await asyncio.gather(*(session.agents.info() for _ in range(1_000)))
+        gauge = await box.gauge("operator")
+        assert (gauge.served, gauge.peak) == (1_000, 50)
+        # Coarse: the benchmark tells how few.
+        assert 0 < gauge.busy < 100
+
+
+@pytest.mark.timeout(60)
+async def test_a_long_queue_holds_nobody_up() -> None:
+    """An interactive call waits for one permit, not for a thousand batch calls."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as box,
+        connect(box) as session,
+    ):
+        batch, loop = session.with_options(lane="batch"), asyncio.get_running_loop()
+        done = 0
+
+        async def call() -> None:
+            nonlocal done
+            await batch.agents.info()
+            done += 1
+
+        queued = [loop.create_task(call()) for _ in range(1_500)]
+        while not done:
+            await asyncio.sleep(0.001)
+        overtaken: list[int] = []
+        for _ in range(5):
+            before = done
+            await session.agents.info()
+            overtaken.append(done - before)
+        waiting = session.gate.statistics().waiting_by_lane
+        assert waiting["batch"] > 500
+        assert waiting["interactive"] == 0
+        # Those in flight before it, and those beside it.
+        assert max(overtaken) <= 3 * 50
+        await asyncio.gather(*queued)
+
+
+async def test_a_waiting_call_costs_little(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About two KiB, so that a hundred thousand can wait."""
+    count = 2_000
+    # Without the coroutine by which tests watch the gate.
+    plain = LocalGate.acquire.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(LocalGate, "acquire", plain)
+    async with connect(box, limit=1) as session:
+        await session.agents.info()
+        await session.gate.acquire("interactive")
+        loop = asyncio.get_running_loop()
+        gc.collect()
+        tracemalloc.start()
+        calls = [loop.create_task(session.agents.info()) for _ in range(count)]
+        while session.gate.statistics().waiting < count:
+            await asyncio.sleep(0)
+        size = tracemalloc.get_traced_memory()[0] / count
+        tracemalloc.stop()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        session.gate.release("interactive")
+    assert size < 2_400

@@ -24,16 +24,31 @@ from tests.conftest import connect
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 UVICORN: Final = ("-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0")
 CANCELLING: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]);"
-    " from aiohttp import web; from aiohttp_app import make_app;"
-    " web.run_app(make_app(), host='127.0.0.1', port=0, handler_cancellation=True)"
+    " from aiohttp import web;"
+    " web.run_app(app.make_app(), host='127.0.0.1', port=0, handler_cancellation=True)"
 )
+SERVING: Final = " import uvicorn; uvicorn.run(app.app, port=0)"
+
+
+def script(app: str, runs: str, deadline: float = 10.0) -> tuple[str, ...]:
+    """Return how Python runs an example with other settings."""
+    begin = (
+        f"import attrs, sys; sys.path.insert(0, sys.argv[1]); import {app} as app;"
+        f" app.SETTINGS = attrs.evolve(app.SETTINGS, deadline={deadline});"
+    )
+    return "-c", begin + runs, str(EXAMPLES)
+
+
 SERVERS: Final[dict[str, tuple[str, ...]]] = {
     "fastapi": (*UVICORN, "fastapi_app:app"),
     "starlette": (*UVICORN, "starlette_app:app"),
     "aiohttp": (str(EXAMPLES / "aiohttp_app.py"), "0"),
     # Where a visitor that is gone cancels what is done for him.
-    "aiohttp, cancelling": ("-c", CANCELLING, str(EXAMPLES)),
+    "aiohttp, cancelling": script("aiohttp_app", CANCELLING),
+    # Where a call takes longer at times than there is patience for it.
+    "fastapi, hurried": script("fastapi_app", SERVING, 0.3),
+    "starlette, hurried": script("starlette_app", SERVING, 0.3),
+    "aiohttp, cancelling, hurried": script("aiohttp_app", CANCELLING, 0.3),
 }
 VISITORS: Final = 400
 
@@ -117,7 +132,9 @@ def request(path: str, body: str | None = None) -> bytes:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize(
+    "name", ["fastapi", "starlette", "aiohttp", "aiohttp, cancelling"]
+)
 async def test_visitors_that_hang_up_leave_no_trace(name: str) -> None:
     """Every permit comes back, no point is lost, the log is clean, the next works."""
     async with (
@@ -169,6 +186,46 @@ async def test_visitors_that_hang_up_leave_no_trace(name: str) -> None:
         assert Decimal(told["moved"]) == Decimal("0.0001")
         minted, held = await box.audit()
         assert minted == held
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [name for name in SERVERS if "hurried" in name])
+async def test_who_leaves_never_fills_the_service(name: str) -> None:
+    """No 1018 where every tenth call is slow, and all late answers are read."""
+    async with (
+        SandboxProcess(Switches(latency=0.02)) as box,
+        running(name, box) as server,
+    ):
+        assert await server.get("/points") == {"points": "500000.0000"}
+        await box.fault(Fault("delay", share=0.1, seconds=0.6))
+        dice = random.Random(7)  # noqa: S311 - repeatable
+        late = 0
+
+        async def stay() -> None:
+            nonlocal late
+            await asyncio.sleep(dice.uniform(0, 0.5))
+            answer = await server.get("/points")
+            late += answer.get("error") == "OutcomeUnknownError"
+
+        async def hang_up() -> None:
+            await asyncio.sleep(dice.uniform(0, 0.5))
+            await visit(server.port, request("/points"), dice.uniform(0, 0.1))
+
+        visits = [stay() if number % 2 else hang_up() for number in range(VISITORS)]
+        await asyncio.gather(*visits)
+        async with asyncio.timeout(20):
+            while True:
+                state = await server.get("/health")
+                gauge = await box.gauge("operator")
+                if not (state["in_use"] or gauge.in_flight):
+                    break
+                await asyncio.sleep(0.02)
+        assert (gauge.busy, state["busy_answers"]) == (0, 0)
+        assert gauge.peak <= 50
+        assert 0 < late <= state["late_answers"]
+        assert (state["waiting"], state["share"]) == (0, 50)
+        await box.clear_faults()
+        assert await server.get("/points") == {"points": "500000.0000"}
 
 
 @pytest.mark.parametrize("name", ["fastapi", "starlette", "aiohttp"])
