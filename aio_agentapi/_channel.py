@@ -108,10 +108,20 @@ class Home:
         return loop
 
 
+@attrs.define(eq=False)
+class _Closing:
+    """The one end of a session, whoever asks for it."""
+
+    # For the calls that pause meanwhile.
+    begun: asyncio.Event = attrs.field(factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    closers: int = 0
+
+
 class _Call:
     """How far one call has come: its clocks, its sendings, its doubt."""
 
-    __slots__ = ("busy", "deadline", "doubt", "sendings", "tries", "waited")
+    __slots__ = ("busy", "deadline", "doubt", "left", "sendings", "tries", "waited")
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
@@ -121,6 +131,8 @@ class _Call:
         self.sendings = 0
         self.busy: BusyError | None = None
         self.doubt: OutcomeUnknownError | None = None
+        # The exchange that was left and goes on.
+        self.left: Exchange[Any] | None = None
 
 
 @attrs.frozen(eq=False)
@@ -134,8 +146,7 @@ class Channel:
     _wire: Wire = attrs.field(alias="wire")
     _exchanges: Exchanges = attrs.field(alias="exchanges")
     _pace: Pace = attrs.field(alias="pace")
-    # Set when the session is closed, for the calls that pause meanwhile.
-    _closing: asyncio.Event = attrs.field(alias="closing", factory=asyncio.Event)
+    _closing: _Closing = attrs.field(alias="closing", factory=_Closing)
 
     def call(self, query: Query[T]) -> Coroutine[Any, Any, T]:
         """
@@ -194,27 +205,54 @@ class Channel:
         """
         return self._run(payment.operation, payment.body, again=False)
 
-    async def aclose(self) -> None:
+    def close(self) -> asyncio.Task[None]:
         """
-        End every call: those in line at once, those in flight after ``drain``.
+        Begin to end every call: those in line at once.
 
-        Whoever waits for another to read a feed is told when that one has ended.
-
-        What is still in flight then is cut, and raises OutcomeUnknownError.
+        Returns:
+            What ends the others and the connections, ``drain`` seconds from now.
 
         Raises:
             UsageError: Another loop, or a forked process. Nothing is closed.
         """
         loop = self._home.check()
-        self._closing.set()
+        self._closing.begun.set()
         self.gate.close()
+        if self._closing.task is None:
+            end = self._end(loop.time() + self.settings.drain)
+            self._closing.task = loop.create_task(end)
+        return self._closing.task
+
+    async def aclose(self) -> None:
+        """
+        End every call: those in line at once, those in flight after ``drain``.
+
+        Whoever waits for another to read a feed is told when that one has ended.
+        What is still in flight then is cut, and raises OutcomeUnknownError. When
+        all who close are cancelled, there is nobody to wait for: it is cut at once.
+
+        Raises:
+            UsageError: Another loop, or a forked process. Nothing is closed.
+        """
+        task = self.close()
+        self._closing.closers += 1
         try:
-            await self.gate.idle(loop.time() + self.settings.drain)
+            await asyncio.shield(task)
         finally:
-            # Also when who closes is cancelled: nobody else would do it.
-            with anyio.CancelScope(shield=True):
-                await self._exchanges.cut()
-                await self._transport.aclose()
+            self._closing.closers -= 1
+            if not (task.done() or self._closing.closers):
+                self._exchanges.cut()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([task])
+
+    async def _end(self, until: float) -> None:
+        try:
+            await self.gate.idle(until)
+        finally:
+            # Also when the program ends meanwhile.
+            if tasks := self._exchanges.cut():
+                await asyncio.wait(tasks)
+            await self._transport.aclose()
 
     async def _run(
         self, operation: Operation[T], body: Mapping[str, Json], *, again: bool
@@ -271,6 +309,10 @@ class Channel:
                     # The service may get to it as late as that.
                     reading.late = self.settings.timeout
                     raise
+                finally:
+                    if call.left is not None:
+                        reading.late = self.settings.abandon_after
+                        reading.running = call.left.task
         except TimeoutError:
             pass
         msg = "the feed may not be read again in time. Nothing was sent"
@@ -319,10 +361,11 @@ class Channel:
                 over = call.deadline is not None and loop.time() >= call.deadline
                 last = over or call.tries >= self.settings.attempts
                 if last or not (again and connected):
-                    return _late(connected=connected)
+                    return _out_of_time(connected=connected)
                 call.tries += 1
         finally:
             exchange.leave()
+            call.left = None if exchange.ended else exchange
         outcome = exchange.outcome
         if isinstance(outcome, BusyError):
             call.tries -= 1
@@ -357,10 +400,10 @@ class Channel:
         """Sleep, unless the session is closed meanwhile."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._closing.wait()
+                await self._closing.begun.wait()
 
 
-def _late(*, connected: bool) -> AgentAPIError:
+def _out_of_time(*, connected: bool) -> AgentAPIError:
     if connected:
         return OutcomeUnknownError("no answer in time. It may have happened")
     return NotSentError("no connection in time. Nothing was sent")

@@ -38,9 +38,11 @@ from aio_agentapi.errors import (
 T = TypeVar("T")
 
 # Turns of the loop after the time is over in which an answer that had arrived
-# before may come through: one that reads it, one that wakes the worker, and one
-# more where the loop reads after its timers.
+# before may come through: one that reads it, one that wakes the task, and one more
+# where the loop reads after its timers. A long one comes in pieces, each of which
+# gives as many again, but not for ever.
 _TURNS: Final = 3
+_TURNS_IN_ALL: Final = 500
 
 
 @attrs.define(eq=False, repr=False)
@@ -89,7 +91,7 @@ class Exchange(Generic[T]):
         if not self.ended:
             loop = asyncio.get_running_loop()
             waiter = self._waiter = loop.create_future()
-            timer = loop.call_at(until, self._late, waiter, _TURNS)
+            timer = loop.call_at(until, self._expire, waiter, _TURNS_IN_ALL, 0, 0)
             try:
                 await waiter
             finally:
@@ -101,10 +103,10 @@ class Exchange(Generic[T]):
         if self.ended:
             return
         if self.sending.connected:
-            self._desk.gate.detach()
-            loop = asyncio.get_running_loop()
             after = self._desk.settings.abandon_after
-            self._timer = loop.call_later(after, self.task.cancel)
+            # Not the running loop: a coroutine may be closed when it has stopped.
+            self._timer = self.task.get_loop().call_later(after, self.task.cancel)
+            self._desk.gate.detach()
         else:
             self.task.cancel()
 
@@ -137,14 +139,17 @@ class Exchange(Generic[T]):
         error = None if task.cancelled() else task.exception()
         if self.ended:
             return
+        if not isinstance(error, Exception):
+            # Somebody interrupts the program: the loop tells whoever runs it.
+            error = None
         self._land(answered=False)
         if self.sending.connected:
             self._desk.gate.give_up(self._lane, self._desk.settings.linger)
-            told = "the session was closed before its answer came. It may have happened"
+            told = "it was cut before its answer came. It may have happened"
             self._end(error or OutcomeUnknownError(told))
         else:
             self._desk.gate.release(self._lane)
-            told = "the session was closed before it was sent. Nothing was sent"
+            told = "it was cut before it was sent. Nothing was sent"
             self._end(error or NotSentError(told))
 
     def _land(self, *, answered: bool) -> None:
@@ -159,11 +164,17 @@ class Exchange(Generic[T]):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _late(self, waiter: asyncio.Future[None], turns: int) -> None:
+    def _expire(
+        self, waiter: asyncio.Future[None], left: int, read: int, idle: int
+    ) -> None:
+        """End a wait whose time is over, when nothing more comes through."""
         if waiter.done():
             return
-        if turns:
-            asyncio.get_running_loop().call_soon(self._late, waiter, turns - 1)
+        before, read = read, self.sending.read()
+        idle = 0 if read > before else idle + 1
+        if left and idle <= _TURNS:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._expire, waiter, left - 1, read, idle)
         else:
             waiter.set_result(None)
 
@@ -211,10 +222,14 @@ class Exchanges:
         self.running.add(exchange)
         return exchange
 
-    async def cut(self) -> None:
-        """End them all; what is not answered by now ends without an answer."""
+    def cut(self) -> list[asyncio.Task[None]]:
+        """
+        End them all; what is not answered by now ends without an answer.
+
+        Returns:
+            The tasks that are about to end.
+        """
         tasks = [exchange.task for exchange in self.running]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return tasks

@@ -262,7 +262,7 @@ class LocalGate:
     _detached: int = attrs.field(init=False, default=0)
     _admitted: int = attrs.field(init=False, default=0)
     _busy: int = attrs.field(init=False, default=0)
-    _late: int = attrs.field(init=False, default=0)
+    _late_answers: int = attrs.field(init=False, default=0)
     _peak: int = attrs.field(init=False, default=0)
     _closed: bool = attrs.field(init=False, default=False)
     _drained: asyncio.Future[bool] | None = attrs.field(init=False, default=None)
@@ -315,7 +315,7 @@ class LocalGate:
         # In this coroutine and not in one of its own: a hundred thousand may wait.
         loop = asyncio.get_running_loop()
         began = loop.time()
-        line = queue.refused if again else self._end_of(queue)
+        line = queue.refused if again else self._with_room(queue)
         waiter: asyncio.Future[bool] = loop.create_future()
         line[waiter] = None
         self._waiting += 1
@@ -325,7 +325,8 @@ class LocalGate:
             timer = loop.call_at(until, self._expire, line, waiter)
         try:
             granted = await waiter
-        except asyncio.CancelledError:
+        except BaseException:
+            # A cancellation, or a coroutine that is closed.
             self._withdraw(queue, line, waiter)
             raise
         finally:
@@ -366,6 +367,9 @@ class LocalGate:
     def give_up(self, lane: Lane, linger: float) -> None:
         """Give back the permit of an unfinished call; see :meth:`Gate.give_up`."""
         self._leave(self._queue(lane))
+        if self._closed:
+            self._put()
+            return
         self._lingering += 1
         asyncio.get_running_loop().call_later(linger, self._return)
         self._check_drained()
@@ -377,7 +381,7 @@ class LocalGate:
     def land(self, *, answered: bool) -> None:
         """Take note that a detached call has ended; see :meth:`Gate.land`."""
         self._detached -= 1
-        self._late += answered
+        self._late_answers += answered
 
     def resize(self, limit: int) -> None:
         """
@@ -417,7 +421,7 @@ class LocalGate:
             ),
             admitted=self._admitted,
             busy_answers=self._busy,
-            late_answers=self._late,
+            late_answers=self._late_answers,
             foreign_estimate=self._kept_back,
             peak=self._peak,
         )
@@ -458,8 +462,9 @@ class LocalGate:
             told.append(f"{withheld} withheld")
         batch = f" ({len(self._batch)} batch)" if self._batch else ""
         told.append(f"{self._waiting} waiting{batch}")
-        if self._busy or self._late:
-            told.append(f"{self._busy} busy answers, {self._late} late ones")
+        if self._busy or self._late_answers:
+            late = self._late_answers
+            told.append(f"{self._busy} busy answers, {late} late ones")
         if self._closed:
             told.append("closed")
         return f"<LocalGate {', '.join(told)}>"
@@ -471,8 +476,8 @@ class LocalGate:
         # One at least: with all kept back, the next call is sent as a probe.
         return max(min(1, self._limit), self._limit - self._kept_back)
 
-    def _end_of(self, queue: _Queue) -> _Line:
-        """Return the line for a newcomer, if there is room in it."""
+    def _with_room(self, queue: _Queue) -> _Line:
+        """Return the line for a newcomer, unless too many wait already."""
         if self._max_waiting is not None and self._waiting >= self._max_waiting:
             msg = f"{self._waiting} calls wait already. Nothing was sent"
             raise GateFullError(msg)
@@ -481,11 +486,11 @@ class LocalGate:
     def _withdraw(
         self, queue: _Queue, line: _Line, waiter: asyncio.Future[bool]
     ) -> None:
-        """Leave nothing of a caller who was cancelled in line."""
-        if waiter.cancelled():
+        """Leave nothing of a caller who goes in line."""
+        if waiter.cancelled() or not waiter.done():
             self._strike(line, waiter)
         elif waiter.exception() is None and waiter.result():
-            # Handed over in the very turn in which he was cancelled.
+            # Handed over in the very turn in which he goes.
             self._leave(queue)
             self._put()
 

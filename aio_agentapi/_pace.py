@@ -9,6 +9,7 @@ after the other, each so long after the end of the one before.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,15 @@ class _Place:
     ready: float = 0.0
     users: int = 0
 
+    def free_after(self, interval: float) -> Callable[[object], None]:
+        """Return what to call at the end of a reading that goes on by itself."""
+
+        def end(_: object) -> None:
+            now = asyncio.get_running_loop().time()
+            self.ready = min(self.ready, now + interval)
+
+        return end
+
 
 @attrs.define(eq=False)
 class Reading:
@@ -33,10 +43,14 @@ class Reading:
         made: Whether the service may have counted it.
 
         late: Seconds after its end in which the service may still do so.
+
+        running: What goes on with it behind whoever made it, if anything does;
+            *late* is at most, then.
     """
 
     made: bool = True
     late: float = 0.0
+    running: asyncio.Task[None] | None = None
 
 
 @attrs.define(eq=False)
@@ -49,7 +63,10 @@ class Pace:
     """
 
     _interval: float = attrs.field(alias="interval")
-    _places: dict[Hashable, _Place] = attrs.field(init=False, factory=dict)
+    # Whoever was read last stands last.
+    _places: OrderedDict[Hashable, _Place] = attrs.field(
+        init=False, factory=OrderedDict
+    )
 
     @asynccontextmanager
     async def turn(
@@ -93,6 +110,10 @@ class Pace:
                     if reading.made:
                         # From its end: the service may have counted it until then.
                         spot.ready = loop.time() + reading.late + self._interval
+                        self._places.move_to_end(place)
+                        if reading.running is not None:
+                            after = spot.free_after(self._interval)
+                            reading.running.add_done_callback(after)
             finally:
                 spot.turn.release()
         finally:
@@ -101,6 +122,8 @@ class Pace:
 
     def _forget(self, now: float) -> None:
         """Drop what may be read by now: a reader leaves a place for each page."""
-        for place, spot in [*self._places.items()]:
-            if not spot.users and spot.ready <= now:
-                del self._places[place]
+        while self._places:
+            place, spot = next(iter(self._places.items()))
+            if spot.users or spot.ready > now:
+                return
+            del self._places[place]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, Self, cast
 
-import anyio
 import attrs
 
 from aio_agentapi._channel import Channel, Home
@@ -267,6 +267,7 @@ class SessionManager:
     )
     _home: Home = attrs.field(init=False, factory=Home)
     _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
+    _channels: list[Channel] = attrs.field(init=False, factory=list)
     _closed: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -316,9 +317,12 @@ class SessionManager:
         """
         self._home.check()
         self._closed = True
-        async with anyio.create_task_group() as group:
-            for session in self._sessions.values():
-                group.start_soon(session.aclose)
+        for channel in self._channels:
+            # At once, also where this task gets no further.
+            channel.close()
+        async with asyncio.TaskGroup() as group:
+            for channel in self._channels:
+                group.create_task(channel.aclose())
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
@@ -359,4 +363,5 @@ class SessionManager:
             Exchanges(settings, gate, transport, reader),
             Pace(settings.feed_interval),
         )
+        self._channels.append(channel)
         return Session.on(channel)

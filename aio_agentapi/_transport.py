@@ -53,9 +53,16 @@ class Sending:
 
     Attributes:
         connected: Whether it has a connection, so that it may have been sent.
+
+        body: What its answer is read from, once that has begun.
     """
 
     connected: bool = False
+    body: aiohttp.StreamReader | None = None
+
+    def read(self) -> int:
+        """Return how much of its answer has come, in bytes."""
+        return 0 if self.body is None else self.body.total_bytes
 
 
 class _TooLargeError(Exception):
@@ -95,7 +102,7 @@ class Transport:
 
         secret: The token that goes with every request.
 
-        settings: Proxy, TLS, the time to connect and the number of connections.
+        settings: Proxy, TLS and the time to connect.
     """
 
     _base_url: str = attrs.field(alias="base_url")
@@ -140,11 +147,11 @@ class Transport:
         task = asyncio.current_task()
         self._without[task] = sending
         try:
-            return await self._post(path, text)
-        except asyncio.CancelledError as error:
-            end: BaseException = asyncio.CancelledError(*error.args)
+            return await self._post(path, text, sending)
         except Exception as error:  # noqa: BLE001 - the token is in its frames, whatever it is
-            end = self._translate(error)
+            end: BaseException = self._translate(error, sending)
+        except BaseException as error:  # noqa: BLE001 - a cancellation, or an interrupt
+            end = type(error)(*error.args)
         finally:
             self._without.pop(task, None)
         # Without the frames of the old.
@@ -160,7 +167,7 @@ class Transport:
         """Blot the token out of *text*, which a service may have echoed."""
         return self._secret.scrub(text)
 
-    async def _post(self, path: str, text: bytes) -> Answer:
+    async def _post(self, path: str, text: bytes, sending: Sending) -> Answer:
         http = self._http or self._open()
         response = await http.post(
             f"{self._base_url}/v4/{path}",
@@ -170,6 +177,7 @@ class Transport:
             allow_redirects=False,
             proxy=self._settings.proxy,
         )
+        sending.body = response.content
         try:
             body = await self._read(response)
         except BaseException:
@@ -198,8 +206,8 @@ class Transport:
         settings = self._settings
         local = settings.local_address
         connector = _Connector(
-            # The gate's number: another one would be a second, hidden queue.
-            limit=settings.limit,
+            # The gate's business: a number here would be a second, hidden queue.
+            limit=0,
             keepalive_timeout=settings.keepalive,
             ssl=True if settings.ssl is None else settings.ssl,
             local_addr=(local, 0) if local else None,
@@ -214,10 +222,10 @@ class Transport:
         )
         return self._http
 
-    def _translate(self, error: Exception) -> AgentAPIError:
+    def _translate(self, error: Exception, sending: Sending) -> AgentAPIError:
         # Its class and not its text, which may quote headers.
         what = type(error).__name__
-        if isinstance(error, _NOT_SENT):
+        if isinstance(error, _NOT_SENT) and not sending.connected:
             why = self._reason(error)
             return NotSentError(f"no connection ({what}{why}). Nothing was sent")
         if isinstance(error, _TooLargeError):

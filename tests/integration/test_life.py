@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -131,23 +132,92 @@ async def test_a_cancelled_closing_leaves_nothing_open() -> None:
     async with SandboxProcess(Switches(latency=0.5)) as box:
         before = sockets()
         loop = asyncio.get_running_loop()
-        for scope in (asyncio.timeout(0.05), anyio.move_on_after(0.05)):
+        for number, native in enumerate((True, False)):
             manager = SessionManager(box.base_url)
             session = manager.session(box.tokens["operator"])
             call = loop.create_task(session.agents.info())
-            while (await box.gauge("operator")).in_flight < 1:
+            while (await box.gauge("operator")).served <= number:
                 await asyncio.sleep(0.01)
-            if isinstance(scope, asyncio.Timeout):
+            if native:
                 with pytest.raises(TimeoutError):
-                    async with scope:
+                    async with asyncio.timeout(0.05):
                         await manager.aclose()
             else:
-                with scope:
+                with anyio.move_on_after(0.05):
                     await manager.aclose()
             with pytest.raises(OutcomeUnknownError):
                 await call
             await manager.aclose()
             assert sockets() <= before + 1
+
+
+async def test_one_of_two_who_close_may_go(box: Sandbox) -> None:
+    """The other one still waits for what runs; only the last one cuts it."""
+    box.switches = Switches(latency=0.3)
+    loop = asyncio.get_running_loop()
+    manager = SessionManager(box.base_url)
+    session = manager.session(box.token("operator"))
+    call = loop.create_task(session.agents.info())
+    while not box.gauge("operator").in_flight:
+        await asyncio.sleep(0)
+    first, second = (loop.create_task(session.aclose()) for _ in range(2))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    assert (await call).name == "operator"
+    await second
+    assert first.cancelled()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_closing_is_complete_whenever_it_is_cancelled(
+    box: Sandbox, turns: int
+) -> None:
+    """Also twice, and before it has had its first turn."""
+    loop, before = asyncio.get_running_loop(), sockets()
+    box.switches = Switches(latency=0.3)
+    manager = SessionManager(box.base_url, settings=Settings(drain=0.01))
+    session = manager.session(box.token("operator"))
+    call = loop.create_task(session.agents.info())
+    while not box.gauge("operator").in_flight:
+        await asyncio.sleep(0)
+    closing = loop.create_task(manager.aclose())
+    await asyncio.sleep(0)
+    for _ in range(2):
+        closing.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    await asyncio.gather(closing, call, return_exceptions=True)
+    assert isinstance(call.exception(), OutcomeUnknownError)
+    ending = session._channel._closing.task
+    assert ending is not None
+    await asyncio.wait([ending])
+    assert session._channel._transport._closed
+    # The stand-in is in this process too: both ends of a connection.
+    while box.gauge("operator").in_flight:
+        await asyncio.sleep(0.01)
+    assert sockets() <= before + 1
+
+
+def test_a_program_that_ends_while_it_closes(capfd: pytest.CaptureFixture[str]) -> None:
+    """What asyncio.run cancels at its end leaves nothing open."""
+
+    async def main() -> None:
+        async with SandboxProcess(Switches(latency=0.3)) as box:
+            manager = SessionManager(box.base_url)
+            session = manager.session(box.tokens["operator"])
+            loop = asyncio.get_running_loop()
+            loop.set_debug(True)
+            call = loop.create_task(session.agents.info())
+            while not (await box.gauge("operator")).in_flight:
+                await asyncio.sleep(0.01)
+            closing = loop.create_task(manager.aclose())
+            await asyncio.sleep(0)
+            assert not call.done()
+            assert not closing.done()
+
+    asyncio.run(main())
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 async def test_closing_ends_a_pause(box: Sandbox) -> None:

@@ -242,6 +242,21 @@ async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
     assert second.done()
 
 
+async def test_a_coroutine_that_is_closed_leaves_nothing_in_line() -> None:
+    """As one whose task was never run to its end; served already or not."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    loop = asyncio.get_running_loop()
+    for served in (False, True):
+        asking = gate.acquire("interactive", loop.time() + 5)
+        asking.send(None)
+        if served:
+            gate.release("interactive")
+        asking.close()
+        assert gate.statistics().waiting == 0
+    assert gate.statistics().in_use == 0
+
+
 async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
     """Somebody who is cancelled and told of the closing is cancelled."""
     gate = LocalGate(limit=1)

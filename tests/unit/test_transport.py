@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,6 +21,7 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
 )
 from tests.conftest import TOKEN
+from tests.leak import told
 
 URL = "https://api.example.com/v4/agent/info"
 
@@ -63,13 +65,13 @@ async def test_the_request_is_what_the_contract_says() -> None:
     }
 
 
-async def test_the_pool_is_as_large_as_the_gate_and_does_not_know_the_token() -> None:
-    """Another size would be a second queue; the token goes with each request alone."""
+async def test_the_pool_has_no_queue_and_does_not_know_the_token() -> None:
+    """The gate is the queue; the token goes with each request alone."""
     sender = transport(limit=7)
     http = sender._open()
     assert "Authorization" not in http.headers
     assert http.connector is not None
-    assert http.connector.limit == 7
+    assert (http.connector.limit, http.connector.limit_per_host) == (0, 0)
     await sender.aclose()
 
 
@@ -140,6 +142,29 @@ async def test_an_error_that_nobody_expects_is_no_way_out_for_the_token() -> Non
     assert type(error) is OutcomeUnknownError
     assert "KeyError" in str(error)
     assert TOKEN not in str(error)
+
+
+async def test_what_had_a_connection_may_have_happened() -> None:
+    """Whatever the error's name says."""
+    foreign = aiohttp.ClientConnectorError(KEY, OSError(111, "refused"))
+    error = transport()._translate(foreign, Sending(connected=True))
+    assert type(error) is OutcomeUnknownError
+
+
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, SystemExit, asyncio.CancelledError]
+)
+async def test_an_interrupt_is_no_way_out_for_the_token(
+    kind: type[BaseException],
+) -> None:
+    """It is raised anew, without the frames that have it."""
+    with aioresponses() as mocked:
+        mocked.post(URL, exception=kind("mine"))
+        with pytest.raises(kind) as caught:
+            await send(transport())
+    assert caught.value.args == ("mine",)
+    assert caught.value.__context__ is None
+    assert TOKEN not in told(caught.value).replace(repr(TOKEN), "")
 
 
 async def test_a_name_that_cannot_be_looked_up_was_not_reached() -> None:
