@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check soak bench bench-rows format changelog clean
+.PHONY: help demo test check soak bench bench-gate bench-rows format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   format, lint, layers, types"
 	@echo "make soak    the long searches; some minutes"
 	@echo "make bench   speed beside bare aiohttp"
+	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
 # What the library and its command line need.
@@ -56,6 +57,9 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+bench-gate: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gate
 
 bench-rows: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rows

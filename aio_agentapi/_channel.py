@@ -311,7 +311,6 @@ class Channel:
                     raise
                 finally:
                     if call.left is not None:
-                        reading.late = self.settings.abandon_after
                         reading.running = call.left.task
         except TimeoutError:
             pass

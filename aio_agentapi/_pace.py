@@ -23,15 +23,18 @@ class _Place:
     turn: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     ready: float = 0.0
     users: int = 0
+    # A reading that goes on behind whoever made it.
+    running: asyncio.Task[None] | None = None
 
-    def free_after(self, interval: float) -> Callable[[object], None]:
-        """Return what to call at the end of a reading that goes on by itself."""
+    def let_run(self, task: asyncio.Task[None], interval: float) -> None:
+        """Let nobody read until *task* has ended, and so long after it."""
 
         def end(_: object) -> None:
-            now = asyncio.get_running_loop().time()
-            self.ready = min(self.ready, now + interval)
+            self.ready = task.get_loop().time() + interval
+            self.running = None
 
-        return end
+        self.running = task
+        task.add_done_callback(end)
 
 
 @attrs.define(eq=False)
@@ -44,8 +47,7 @@ class Reading:
 
         late: Seconds after its end in which the service may still do so.
 
-        running: What goes on with it behind whoever made it, if anything does;
-            *late* is at most, then.
+        running: What goes on with it behind whoever made it, if anything does.
     """
 
     made: bool = True
@@ -98,6 +100,11 @@ class Pace:
             async with asyncio.timeout_at(until):
                 await spot.turn.acquire()
             try:
+                if (running := spot.running) is not None:
+                    patience = None if until is None else until - loop.time()
+                    await asyncio.wait([running], timeout=patience)
+                    if not running.done():
+                        raise TimeoutError
                 left = spot.ready - loop.time()
                 if until is not None and spot.ready > until:
                     raise TimeoutError
@@ -112,8 +119,7 @@ class Pace:
                         spot.ready = loop.time() + reading.late + self._interval
                         self._places.move_to_end(place)
                         if reading.running is not None:
-                            after = spot.free_after(self._interval)
-                            reading.running.add_done_callback(after)
+                            spot.let_run(reading.running, self._interval)
             finally:
                 spot.turn.release()
         finally:
@@ -124,6 +130,6 @@ class Pace:
         """Drop what may be read by now: a reader leaves a place for each page."""
         while self._places:
             place, spot = next(iter(self._places.items()))
-            if spot.users or spot.ready > now:
+            if spot.users or spot.running or spot.ready > now:
                 return
             del self._places[place]

@@ -139,7 +139,8 @@ class Settings:
 
     # The service's own number of calls that one token may have in flight.
     limit: int = attrs.field(default=50, validator=_whole(least=1))
-    # Seconds from one sending to its whole answer; game providers take their time.
+    # Seconds from one sending to its whole answer, and for each further wait for
+    # it; game providers take their time.
     timeout: float = attrs.field(
         default=30.0, validator=_number(least=0, open_end=True)
     )
@@ -162,7 +163,8 @@ class Settings:
     # busy web server cannot stop the night's job.
     batch_floor: int = attrs.field(default=10, validator=_whole(least=0))
     # Sendings in all of a call that may be sent again after an unknown outcome,
-    # and of any call that certainly was not sent.
+    # and of any call that certainly was not sent. One that is late and still runs
+    # is waited for once more instead.
     attempts: int = attrs.field(default=3, validator=_whole(least=1))
     # Seconds for which the answer to a caller who has left is still waited for,
     # from when he left: longer than any call is known to take.

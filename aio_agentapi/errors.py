@@ -57,7 +57,8 @@ class AgentAPIError(Exception):
 
         operation: The call, such as ``"points.transfer"``; None outside of one.
 
-        attempts: How often it was sent, the last time included.
+        attempts: How often sending it was tried, the last time included; another
+            wait for the answer of one is none.
 
         reference: The reference of a points move, None for other calls.
     """

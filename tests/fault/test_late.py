@@ -365,3 +365,74 @@ async def test_a_crowd_that_comes_and_goes(box: Sandbox) -> None:
         state = session.gate.statistics()
         assert (state.in_use, state.waiting, state.detached) == (0, 0, 0)
         assert box.gauge("operator").peak <= 50
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
+async def test_a_long_answer_that_is_there_is_returned(size: int) -> None:
+    """It comes in many pieces, all of which had arrived in time."""
+    told = asyncio.Event()
+
+    async def long(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        body = b'{"code": 0, "data": {"name": "%b"}}' % (b"x" * size)
+        writer.write(f"HTTP/1.1 200 X\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        writer.write(body)
+        told.set()
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    settings = Settings(timeout=0.3, attempts=1)
+    async with serving(long) as url, SessionManager(url, settings=settings) as manager:
+        session = manager.session(TOKEN)
+        call = start(session.call("a/b", {}, effect="read"))
+        await told.wait()
+        time.sleep(0.4)  # noqa: ASYNC251 - a callback that holds the loop
+        answer = await call
+    assert isinstance(answer, dict)
+    assert answer["name"] == "x" * size
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_feed_is_not_read_while_a_left_reading_runs(
+    box: Sandbox, *, own: bool
+) -> None:
+    """Where an early reading is answered with an empty list, rows would be missed."""
+    box.switches = Switches(feed_spacing=0.3, early_feed="empty")
+    async with connect(
+        box, "shop_1", feed_interval=0.4, timeout=5 if own else 0.05, attempts=1
+    ) as shop:
+        user = (await shop.with_options(timeout=5).users.create("anna")).user_code
+        await shop.with_options(timeout=5).wallets.deposit(user, 5)
+        box.faults.delay(0.6, "game/transaction-id", times=1)
+        with pytest.raises((TimeoutError, OutcomeUnknownError)):
+            async with asyncio.timeout(0.1 if own else None):
+                await anext(shop.transactions.since(0))
+        patient = shop.with_options(timeout=5)
+        with pytest.raises(AgentAPIError, match="may not be read again in time"):
+            await anext(shop.with_options(max_wait=0.05).transactions.since(0))
+        rows = [row async for row in patient.transactions.since(0)]
+        assert [row.trans_amount for row in rows] == [5]
+        assert shop.gate.statistics().late_answers == 1
+
+
+def test_a_call_that_is_closed_after_its_loop() -> None:
+    """It leaves its exchange, which the closing cuts, and the account is whole."""
+    with asyncio.Runner() as runner:
+
+        async def begin() -> tuple[SandboxProcess, SessionManager, Any]:
+            box = await SandboxProcess(Switches(latency=0.3)).__aenter__()
+            manager = SessionManager(box.base_url, settings=Settings(drain=0.0))
+            asking = manager.session(box.tokens["operator"]).agents.info()
+            asking.send(None)
+            while not (await box.gauge("operator")).in_flight:
+                await asyncio.sleep(0.01)
+            return box, manager, asking
+
+        box, manager, asking = runner.run(begin())
+        gate = manager.session(box.tokens["operator"]).gate
+        asking.close()
+        assert gate.statistics().detached == 1
+        runner.run(manager.aclose())
+        assert (gate.statistics().in_use, gate.statistics().detached) == (0, 0)
+        runner.run(box.__aexit__())

@@ -32,7 +32,7 @@ class Caller:
     """Somebody who asks for a permit, and how far he has come."""
 
     def __init__(self, lane: Lane, *, again: bool) -> None:
-        self.lane = lane
+        self.lane: Lane = lane
         self.again = again
         self.waiter: asyncio.Future[Any] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -197,6 +197,20 @@ class GateMachine(RuleBasedStateMachine):
         caller = self.draw(data, self.waiting)
         assert caller.task is not None
         caller.task.cancel()
+
+    @rule(lane=st.sampled_from(LANES), again=st.booleans())
+    def vanish(self, lane: Lane, *, again: bool) -> None:
+        """A coroutine is begun, and closed before it comes to its end."""
+        with self.loop.running():
+            asking = self.gate.acquire(lane, None, again=again)
+            try:
+                asking.send(None)
+            except StopIteration:
+                self.gate.release(lane)
+            except ClosedError:
+                pass
+            else:
+                asking.close()
 
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.5]))
     def turn(self, seconds: float) -> None:

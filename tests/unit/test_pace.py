@@ -101,3 +101,19 @@ async def test_places_are_forgotten() -> None:
     await asyncio.sleep(0.02)
     await read(pace, "last", log, "x")
     assert len(pace._places) == 1
+
+
+async def test_many_feeds_cost_little_each() -> None:
+    """What is kept of a place is dropped without looking at the others."""
+    pace = Pace(0.001)
+
+    async def pause(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    for number in range(3_000):
+        async with pace.turn(number, pause, None):
+            pass
+    await asyncio.sleep(0.002)
+    async with pace.turn(0, pause, None):
+        pass
+    assert len(pace._places) == 1
