@@ -576,7 +576,7 @@ class LocalGate:
         share = self._share()
         if share == 1:
             return self._turns >= _BATCH_TURN - 1
-        floor = max(1, self._batch_floor * share // self._whole)
+        floor = max(1, self._batch_floor * min(share, self._whole) // self._whole)
         # One permit at least is left to the other lane.
         return self._batch.in_use < min(floor, share - 1)
 
