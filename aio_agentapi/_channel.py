@@ -351,6 +351,7 @@ class Channel:
     ) -> T | BaseException:
         """Wait for what becomes of a sending, as long as the call's clocks say."""
         loop = asyncio.get_running_loop()
+        tries = call.tries
         call.tries += 1
         call.sendings += 1
         call.busy = None
@@ -367,7 +368,8 @@ class Channel:
             call.left = None if exchange.ended else exchange
         outcome = exchange.outcome
         if isinstance(outcome, BusyError):
-            call.tries -= 1
+            # It counts as none, however long its answer was waited for.
+            call.tries = tries
             call.sendings -= 1
         return cast("T | BaseException", outcome)
 

@@ -285,6 +285,25 @@ async def test_a_refusal_that_comes_too_late_is_counted(box: Sandbox) -> None:
         assert (await hurried.agents.info()).name == "x"
 
 
+async def test_a_late_refusal_uses_up_no_attempt() -> None:
+    """It was waited for twice, and so may the next sending be."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for body in (b'{"code": 1018}', OK_INFO):
+            await read_request(reader)
+            await asyncio.sleep(0.45)
+            head = f"HTTP/1.1 200 X\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+        await reader.read()
+        writer.close()
+
+    settings = Settings(timeout=0.3, attempts=2)
+    async with serving(slow) as url, SessionManager(url, settings=settings) as manager:
+        session = manager.session(TOKEN)
+        assert (await session.agents.info()).name == "x"
+        assert session.gate.statistics().busy_answers == 1
+
+
 async def test_closing_waits_for_what_was_left(box: Sandbox) -> None:
     """As long as it waits for what runs; then it is cut."""
     box.switches = Switches(latency=0.3)
