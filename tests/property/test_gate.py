@@ -140,11 +140,16 @@ class GateMachine(RuleBasedStateMachine):
         return among[data.draw(st.integers(0, len(among) - 1))]
 
     @rule(
-        lane=st.sampled_from(LANES), patience=st.sampled_from([None, None, 0.0, 0.05])
+        lanes=st.lists(st.sampled_from(LANES), min_size=1, max_size=5),
+        patience=st.sampled_from([None, None, None, 0.0, 0.05]),
+        now=st.booleans(),
     )
-    def arrive(self, lane: Lane, patience: float | None) -> None:
-        """Somebody asks; some have little time, or none."""
-        self.arrive_as(Caller(lane, again=False), patience)
+    def arrive(self, lanes: list[Lane], patience: float | None, *, now: bool) -> None:
+        """Some ask, in this turn or the next; some have little time, or none."""
+        for lane in lanes:
+            self.arrive_as(Caller(lane, again=False), patience)
+        if now:
+            self.turn(0.0)
 
     def leave(self, caller: Caller, *, answered: bool) -> None:
         """End what a caller had begun, if he was gone."""
@@ -162,15 +167,16 @@ class GateMachine(RuleBasedStateMachine):
             self.gate.release(caller.lane, took)
 
     @precondition(lambda self: self.holding)
-    @rule(data=st.data(), stays=st.booleans())
-    def refuse(self, data: st.DataObject, *, stays: bool) -> None:
-        """A call is answered with 1018; its caller waits again, or has gone."""
-        with self.loop.running():
-            caller = self.draw(data, self.holding)
-            self.leave(caller, answered=True)
-            self.gate.refused(caller.lane)
-        if stays and not caller.detached:
-            self.arrive_as(Caller(caller.lane, again=True), None)
+    @rule(data=st.data(), stays=st.booleans(), whole=st.booleans())
+    def refuse(self, data: st.DataObject, *, stays: bool, whole: bool) -> None:
+        """Some or all are answered with 1018; they wait again, or have gone."""
+        for _ in range(len(self.holding) if whole else 1):
+            with self.loop.running():
+                caller = self.draw(data, self.holding)
+                self.leave(caller, answered=True)
+                self.gate.refused(caller.lane)
+            if stays and not caller.detached:
+                self.arrive_as(Caller(caller.lane, again=True), None)
 
     @precondition(lambda self: self.holding)
     @rule(data=st.data())
@@ -227,11 +233,12 @@ class GateMachine(RuleBasedStateMachine):
                         error, GateTimeoutError | ClosedError
                     )
 
-    @rule(limit=st.sampled_from([LIMIT, LIMIT, 0, 1, 2, LIMIT + 2]))
-    def resize(self, limit: int) -> None:
-        """There are more permits, or fewer."""
-        with self.loop.running():
-            self.gate.resize(limit)
+    @rule(limit=st.sampled_from([0, 1, 2, LIMIT + 2]), really=st.integers(0, 9))
+    def resize(self, limit: int, really: int) -> None:
+        """There are more permits, or fewer, at times."""
+        if really < 2:
+            with self.loop.running():
+                self.gate.resize(LIMIT if really else limit)
 
     @precondition(lambda self: not self.closed)
     @rule(really=st.integers(0, 60))
@@ -337,6 +344,14 @@ def test_the_search_finds_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> Non
                 self._waiting -= 1
 
     monkeypatch.setattr(LocalGate, "_strike", lose)
+    is_found()
+
+
+def test_the_search_finds_a_line_that_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused, the last of ours ends, and nobody is sent to see."""
+    monkeypatch.setattr(LocalGate, "_watch", lambda _: None)
     is_found()
 
 

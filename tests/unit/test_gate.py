@@ -296,6 +296,17 @@ async def test_a_refused_call_waits_for_a_completion() -> None:
     await turns()
 
 
+async def test_a_refusal_whose_caller_has_gone_strands_nobody() -> None:
+    """Those in line are probed, though nobody stands there anew."""
+    gate = LocalGate(limit=1)
+    await gate.acquire("interactive")
+    waiting = start(gate.acquire("interactive"))
+    await turns()
+    gate.refused("interactive")
+    async with asyncio.timeout(1):
+        await waiting
+
+
 async def test_the_share_grows_back_step_by_step() -> None:
     """After `share` good answers one permit more is admitted, up to the limit."""
     gate = LocalGate(limit=4)
