@@ -351,7 +351,11 @@ def test_the_search_finds_a_line_that_nothing_moves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused, the last of ours ends, and nobody is sent to see."""
-    monkeypatch.setattr(LocalGate, "_watch", lambda _: None)
+
+    def rest(_: LocalGate) -> None:
+        pass
+
+    monkeypatch.setattr(LocalGate, "_watch", rest)
     is_found()
 
 
