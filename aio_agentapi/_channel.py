@@ -23,8 +23,8 @@ A feed is read only as often as the service wants: see :mod:`aio_agentapi._pace`
 
 A permit is the caller's from :meth:`Gate.acquire` to the next line, and from there on
 the exchange's: see :mod:`aio_agentapi._exchange`. Whoever is cancelled, or out of
-time, leaves his exchange, which goes on. A query that may be asked again is not sent
-a second time while its exchange still runs: it waits for that one once more.
+time, leaves his exchange, which goes on. What may be sent again is not, while its
+exchange still runs: it waits for that one once more.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Channel:
         Begin to end every call: those in line at once.
 
         Returns:
-            What ends the others and the connections, ``drain`` seconds from now.
+            What ends the others, within ``drain`` seconds, and the connections.
 
         Raises:
             UsageError: Another loop, or a forked process. Nothing is closed.
@@ -225,7 +225,7 @@ class Channel:
 
     async def aclose(self) -> None:
         """
-        End every call: those in line at once, those in flight after ``drain``.
+        End every call: those in line at once, those in flight within ``drain``.
 
         Whoever waits for another to read a feed is told when that one has ended.
         What is still in flight then is cut, and raises OutcomeUnknownError. When

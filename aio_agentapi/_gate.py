@@ -32,11 +32,11 @@ probe; where nobody is in line either, the next one that comes is it.
 A limit that shrinks takes the permits that nobody has at once, and those in use as
 they come back; until then they count, in the limit too.
 
-Nothing here awaits between taking note of a change and carrying it out. The only
-suspension is a waiter's own future, and there one of three things is true: the
-future is cancelled and the waiter still counted in line; it is done and the permit
-is already the waiter's, who passes it on if he was cancelled meanwhile; or it has
-expired and he has left the line.
+Nothing here awaits between taking note of a change and carrying it out. A caller
+suspends in his own future alone, and there one of these is true: he goes, and is
+still counted in line; the future is done and the permit already his, to be passed on
+if he goes meanwhile; or it has expired, or the gate was closed, and he has left the
+line.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class GateStatistics:
     Attributes:
         limit: Permits in all.
 
-        share: How many of them the service admits at present; at least one.
+        share: How many of them the service admits at present; one at least, if there
+            are any.
 
         in_use: Calls that hold a permit.
 
@@ -463,8 +464,8 @@ class LocalGate:
         batch = f" ({len(self._batch)} batch)" if self._batch else ""
         told.append(f"{self._waiting} waiting{batch}")
         if self._busy or self._late_answers:
-            late = self._late_answers
-            told.append(f"{self._busy} busy answers, {late} late ones")
+            told.append(f"{self._busy} busy answers")
+            told.append(f"{self._late_answers} late answers")
         if self._closed:
             told.append("closed")
         return f"<LocalGate {', '.join(told)}>"

@@ -218,7 +218,7 @@ async def three_ways(
                         raise ConnectionError
                     await asyncio.sleep(pause)
 
-        found["back-off of 0.5 s, doubled, two tries"] = await load(
+        found["back-off of 0.5 s, doubled, given up after two"] = await load(
             box, back_off, calls, held
         )
     async with SandboxProcess(switches, seed=seed) as box, ours(box) as session:

@@ -25,6 +25,10 @@ async def whole(session: Session) -> None:
     assert await session.gate.idle(asyncio.get_running_loop().time() + 5)
     state = session.gate.statistics()
     assert (state.in_use, state.waiting, state.detached) == (0, 0, 0)
+    # Its permit is back before its task has ended.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not session._channel._exchanges.running
     http = session._channel._transport._http
     # Every connection is back in the pool, or closed.
     assert http is None or not cast("Any", http.connector)._acquired

@@ -517,7 +517,7 @@ async def test_a_refusal_says_what_others_seem_to_hold() -> None:
     assert (state.share, state.foreign_estimate, state.withheld) == (30, 20, 20)
     assert repr(gate) == (
         "<LocalGate 50 permits, share 30, 30 in use, 20 withheld, 0 waiting,"
-        " 1 busy answers, 0 late ones>"
+        " 1 busy answers, 0 late answers>"
     )
     for _ in range(30):
         gate.release("interactive", 0.01)
