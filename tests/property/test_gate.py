@@ -313,7 +313,7 @@ def search(steps: int, **chosen: Any) -> None:
 
 def test_a_gate_over_any_sequence() -> None:
     """A short search, the same in each run of a commit."""
-    search(20_000)
+    search(8_000)
 
 
 @pytest.mark.soak
