@@ -21,10 +21,10 @@ refusal of a later sending: that is its answer.
 
 A feed is read only as often as the service wants: see :mod:`aio_agentapi._pace`.
 
-A permit is the caller's from :meth:`Gate.acquire` to the next line, and from there on
-the exchange's: see :mod:`aio_agentapi._exchange`. Whoever is cancelled, or out of
-time, leaves his exchange, which goes on. What may be sent again is not, while its
-exchange still runs: it waits for that one once more.
+A permit is the caller's from :meth:`Gate.acquire` until his exchange is started, and
+the exchange's from there on: see :mod:`aio_agentapi._exchange`. Whoever is cancelled,
+or out of time, leaves his exchange, which goes on. What may be sent again is not,
+while its exchange still runs: it waits for that one once more.
 """
 
 from __future__ import annotations

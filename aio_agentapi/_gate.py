@@ -62,8 +62,7 @@ _PROBE_TIMES: Final = 4
 _PROBE_AT_MOST: Final = 1.0
 # A refused step up makes the next wait so many times longer, to at most so many
 # rounds of `share` good answers: steps are cheap, refusals cost a round trip.
-# Measured with others who come and go every 0.3 s: eight rounds at most took half as
-# long again, and met no fewer refusals.
+# More rounds than these leave room unused where others come and go.
 _LONGER: Final = 4
 _ROUNDS_AT_MOST: Final = 4
 # With a single permit no share of it can be kept: the batch lane gets every fifth.

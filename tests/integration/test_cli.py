@@ -538,7 +538,7 @@ async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> 
         assert (await run(service, *args)).code == 0
         assert await session.points.balance() == 499_995
 
-        await service.fault(Fault("delay", "points/transfer", seconds=3.0))
+        await service.fault(Fault("delay", "points/transfer", seconds=0.5))
         process = await begin(service, "points", "transfer", str(shop), "7", "--json")
         await until_served(service, (await service.gauge("operator")).served + 1)
         process.send_signal(signal.SIGINT)
