@@ -3,9 +3,11 @@
 from aio_agentapi import errors
 from aio_agentapi._batch import Outcome, run_many
 from aio_agentapi._gate import Gate, GateStatistics, LocalGate
+from aio_agentapi._journal import Intent, Phase
 from aio_agentapi._session import Session, SessionManager
 from aio_agentapi._settings import Settings
-from aio_agentapi._types import Amount, Lane, Secret
+from aio_agentapi._store import MemoryStore, SqliteStore
+from aio_agentapi._types import Amount, Lane, Moved, Secret
 from aio_agentapi.resources.agents import (
     Agent,
     AgentInfo,
@@ -25,7 +27,6 @@ from aio_agentapi.resources.games import (
 from aio_agentapi.resources.points import Distributed, PlanRow, PointMove
 from aio_agentapi.resources.transactions import Transaction, TransType
 from aio_agentapi.resources.users import NewUser, User, UserStatistics
-from aio_agentapi.resources.wallets import Moved
 
 __all__ = [
     "Agent",
@@ -37,14 +38,17 @@ __all__ = [
     "Game",
     "Gate",
     "GateStatistics",
+    "Intent",
     "Lane",
     "Language",
     "LocalGate",
+    "MemoryStore",
     "Moved",
     "NewAgent",
     "NewUser",
     "OnlineGame",
     "Outcome",
+    "Phase",
     "PlanRow",
     "PointMove",
     "Provider",
@@ -54,6 +58,7 @@ __all__ = [
     "Session",
     "SessionManager",
     "Settings",
+    "SqliteStore",
     "State",
     "TransType",
     "Transaction",

@@ -25,6 +25,11 @@ A permit is the caller's from :meth:`Gate.acquire` until his exchange is started
 the exchange's from there on: see :mod:`aio_agentapi._exchange`. Whoever is cancelled,
 or out of time, leaves his exchange, which goes on. What may be sent again is not,
 while its exchange still runs: it waits for that one once more.
+
+A payment takes the turn of its user before it takes a permit, and is on disk before
+it waits for one: the permit is not kept for the disk, and a payment that is not sent
+in the end is one more line there. What becomes of it is written down by its exchange:
+see :mod:`aio_agentapi._cashier`.
 """
 
 from __future__ import annotations
@@ -34,21 +39,25 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 import attrs
 
+from aio_agentapi._cashier import Cashier, Entry, recall
 from aio_agentapi._exchange import Exchange, Exchanges
 from aio_agentapi._gate import Gate
+from aio_agentapi._journal import PAYMENTS, Intent, Phase
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import Settings
 from aio_agentapi._transport import Transport
-from aio_agentapi._types import Json, Operation, Payment, Query
+from aio_agentapi._types import Json, Moved, Operation, Query
 from aio_agentapi._wire import Wire
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
+    ClosedError,
     GateError,
     GateTimeoutError,
     NotSentError,
@@ -79,6 +88,10 @@ _REPEATABLE: Final = frozenset({"read", "idempotent"})
 # that calls which failed together do not come back together.
 _BACKOFF: Final = 0.2
 _BACKOFF_AT_MOST: Final = 5.0
+
+# Seconds between two looks whether another process has ended a user's turn.
+_POLL: Final = 0.01
+_POLL_AT_MOST: Final = 0.25
 
 
 @attrs.define(eq=False)
@@ -116,12 +129,23 @@ class _Closing:
     begun: asyncio.Event = attrs.field(factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     closers: int = 0
+    # What goes on in the background until then.
+    background: set[asyncio.Task[None]] = attrs.field(factory=set)
 
 
 class _Call:
     """How far one call has come: its clocks, its sendings, its doubt."""
 
-    __slots__ = ("busy", "deadline", "doubt", "left", "sendings", "tries", "waited")
+    __slots__ = (
+        "busy",
+        "deadline",
+        "doubt",
+        "entry",
+        "left",
+        "sendings",
+        "tries",
+        "waited",
+    )
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
@@ -133,6 +157,8 @@ class _Call:
         self.doubt: OutcomeUnknownError | None = None
         # The exchange that was left and goes on.
         self.left: Exchange[Any] | None = None
+        # Of a payment that was written down.
+        self.entry: Entry | None = None
 
 
 @attrs.frozen(eq=False)
@@ -146,6 +172,7 @@ class Channel:
     _wire: Wire = attrs.field(alias="wire")
     _exchanges: Exchanges = attrs.field(alias="exchanges")
     _pace: Pace = attrs.field(alias="pace")
+    cashier: Cashier
     _closing: _Closing = attrs.field(alias="closing", factory=_Closing)
 
     def call(self, query: Query[T]) -> Coroutine[Any, Any, T]:
@@ -190,20 +217,47 @@ class Channel:
             if not page.list or offset >= page.total:
                 return
 
-    def pay(self, payment: Payment[T]) -> Coroutine[Any, Any, T]:
+    async def pay(self, intent: Intent) -> Moved:
         """
-        Move money; never sent again once it may have happened.
+        Move money once: in the user's turn, written down before it is sent.
+
+        Never sent again once it may have happened. What its intent stands for
+        already, by its key or by the one that it follows, is not paid again.
 
         Args:
-            payment: What to move.
+            intent: What to move, not written down yet.
 
         Returns:
-            The record in the answer.
+            What moved, now or when it was paid.
 
         Raises:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
-        return self._run(payment.operation, payment.body, again=False)
+        loop = self._home.check()
+        total = self.settings.deadline
+        call = _Call(None if total is None else loop.time() + total)
+        operation, body = PAYMENTS[intent.operation], intent.body
+        try:
+            text = self._wire.encode(body)
+            until = self._patience(call, loop.time())
+            async with self._turn(call, intent, until):
+                entry = await self._begin(call, intent, until)
+                if entry.intent.phase is not Phase.SENT:
+                    return recall(entry.intent)
+                call.entry = entry
+                try:
+                    moved = await self._repeat(call, operation, text, body, again=False)
+                finally:
+                    entry.leave(running=call.left is not None)
+                await entry.written()
+                return moved
+        except AgentAPIError as error:
+            verdict = _verdict(call, operation, error)
+            _sign(verdict, call, operation, body)
+        if call.entry is not None:
+            await call.entry.written()
+        # After the block: its context would lead into the frames of a sending.
+        raise verdict
 
     def close(self) -> asyncio.Task[None]:
         """
@@ -245,12 +299,21 @@ class Channel:
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([task])
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let something go on in the background, until the session is closed."""
+        task = self._home.check().create_task(work)
+        self._closing.background.add(task)
+        task.add_done_callback(self._closing.background.discard)
+        return task
+
     async def _end(self, until: float) -> None:
+        for task in self._closing.background:
+            task.cancel()
         try:
             await self.gate.idle(until)
         finally:
             # Also when the program ends meanwhile.
-            if tasks := self._exchanges.cut():
+            if tasks := [*self._exchanges.cut(), *self._closing.background]:
                 await asyncio.wait(tasks)
             await self._transport.aclose()
 
@@ -262,27 +325,78 @@ class Channel:
         call = _Call(None if total is None else loop.time() + total)
         try:
             text = self._wire.encode(body)
-            while True:
-                try:
-                    if operation.paced is None:
-                        return await self._sent(call, operation, text, again=again)
-                    place = (operation.name, body.get(operation.paced))
-                    return await self._read(call, operation, text, place, again=again)
-                except NotSentError as error:
-                    await self._rest(call, error)
-                except BusyError:
-                    # Only of a feed, which was read too early: in its next turn.
-                    pass
-                except OutcomeUnknownError as error:
-                    call.doubt = call.doubt or error
-                    if not again:
-                        raise
-                    await self._rest(call, error)
+            return await self._repeat(call, operation, text, body, again=again)
         except AgentAPIError as error:
             verdict = _verdict(call, operation, error)
             _sign(verdict, call, operation, body)
         # After the block: its context would lead into the frames of a sending.
         raise verdict
+
+    async def _repeat(
+        self,
+        call: _Call,
+        operation: Operation[T],
+        text: bytes,
+        body: Mapping[str, Json],
+        *,
+        again: bool,
+    ) -> T:
+        """Send, as often as it may be."""
+        while True:
+            try:
+                if operation.paced is None:
+                    return await self._sent(call, operation, text, again=again)
+                place = (operation.name, body.get(operation.paced))
+                return await self._read(call, operation, text, place, again=again)
+            except NotSentError as error:
+                await self._rest(call, error)
+            except BusyError:
+                # Only of a feed, which was read too early: in its next turn.
+                pass
+            except OutcomeUnknownError as error:
+                call.doubt = call.doubt or error
+                if not again:
+                    raise
+                await self._rest(call, error)
+
+    @asynccontextmanager
+    async def _turn(
+        self, call: _Call, intent: Intent, until: float | None
+    ) -> AsyncGenerator[None]:
+        """Keep the user's turn among the tasks of this process."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        turn = self.cashier.turn(intent.user_code, until)
+        try:
+            await turn.__aenter__()
+        except TimeoutError:
+            call.waited += loop.time() - began
+            raise _no_turn(call) from None
+        call.waited += loop.time() - began
+        try:
+            yield
+        finally:
+            await turn.__aexit__(None, None, None)
+
+    async def _begin(self, call: _Call, intent: Intent, until: float | None) -> Entry:
+        """Write an intent down, as soon as no other process has the user's turn."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        block = self.settings.block_unknown
+        intent = attrs.evolve(intent, longest=self.settings.longest)
+        pause = _POLL
+        while not self._closing.begun.is_set():
+            entry = await self.cashier.begin(intent, block_unknown=block)
+            if entry is not None:
+                call.waited += loop.time() - began
+                return entry
+            if until is not None and loop.time() + pause >= until:
+                call.waited += loop.time() - began
+                raise _no_turn(call)
+            await self._pause(pause * random.uniform(0.5, 1.0))  # noqa: S311 - as below
+            pause = min(_POLL_AT_MOST, pause * 2)
+        msg = "the session is closed. Nothing was sent"
+        raise ClosedError(msg)
 
     async def _read(
         self,
@@ -336,7 +450,8 @@ class Channel:
                 self.gate.release(lane)
                 msg = "the deadline was over before it was sent. Nothing was sent"
                 raise GateTimeoutError(msg, waited=call.waited)
-            exchange = self._exchanges.start(operation, path, text, lane)
+            told = None if call.entry is None else call.entry.landed
+            exchange = self._exchanges.start(operation, path, text, lane, told)
             outcome = await self._outcome(call, exchange, again=again)
             if not isinstance(outcome, BaseException):
                 return outcome
@@ -404,6 +519,11 @@ class Channel:
                 await self._closing.begun.wait()
 
 
+def _no_turn(call: _Call) -> GateTimeoutError:
+    msg = "the user's payment before it has not ended in time. Nothing was sent"
+    return GateTimeoutError(msg, waited=call.waited)
+
+
 def _out_of_time(*, connected: bool) -> AgentAPIError:
     if connected:
         return OutcomeUnknownError("no answer in time. It may have happened")
@@ -422,6 +542,8 @@ def _sign(
     # Only where the service takes one is it safe to send it again.
     reference = body.get("reference") if operation.effect == "idempotent" else None
     error.reference = reference if isinstance(reference, str) else None
+    if call.entry is not None:
+        error.intent = call.entry.intent.id
 
 
 def _verdict(

@@ -19,6 +19,7 @@ Whatever ends the task, a cancellation before its first step included, ends in
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -65,6 +66,8 @@ class Exchange(Generic[T]):
     _text: bytes = attrs.field(alias="text")
     _lane: Lane = attrs.field(alias="lane")
     _desk: Exchanges = attrs.field(alias="desk")
+    # Told the outcome the moment there is one, whoever waits for it or not.
+    _told: Callable[[object], None] | None = attrs.field(alias="told")
     sending: Sending = attrs.field(init=False, factory=Sending)
     ended: bool = attrs.field(init=False, default=False)
     outcome: T | BaseException | None = attrs.field(init=False, default=None)
@@ -163,6 +166,8 @@ class Exchange(Generic[T]):
         self.ended = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._told is not None:
+            self._told(outcome)
 
     def _expire(
         self, waiter: asyncio.Future[None], left: int, read: int, idle: int
@@ -201,7 +206,12 @@ class Exchanges:
     running: set[Exchange[Any]] = attrs.field(init=False, factory=set)
 
     def start(
-        self, operation: Operation[T], path: str, text: bytes, lane: Lane
+        self,
+        operation: Operation[T],
+        path: str,
+        text: bytes,
+        lane: Lane,
+        told: Callable[[object], None] | None = None,
     ) -> Exchange[T]:
         """
         Begin an exchange, whose own the caller's permit is from now on.
@@ -215,10 +225,12 @@ class Exchanges:
 
             lane: The lane that the permit was acquired in.
 
+            told: Called with the outcome, in the turn of the loop that brings it.
+
         Returns:
             The exchange; its caller waits for it, or leaves it.
         """
-        exchange = Exchange(operation, path, text, lane, self)
+        exchange = Exchange(operation, path, text, lane, self, told)
         self.running.add(exchange)
         return exchange
 

@@ -11,13 +11,17 @@ from typing import Any, Final, Literal, Self, cast
 
 import attrs
 
+from aio_agentapi._cashier import Cashier
 from aio_agentapi._channel import Channel, Home
 from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
+from aio_agentapi._journal import Store
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import PATHS, Settings, check_base_url
+from aio_agentapi._settle import Payments, Settler
+from aio_agentapi._store import MemoryStore
 from aio_agentapi._transport import Transport
-from aio_agentapi._types import Json, Operation, Payment, Query, Secret
+from aio_agentapi._types import Json, Operation, Query, Secret
 from aio_agentapi._wire import wire
 from aio_agentapi.errors import ClosedError, UsageError
 from aio_agentapi.resources.agents import Agents
@@ -66,27 +70,33 @@ class Session:
         transactions: The feed of what moved it.
 
         games: What they can play, and who plays now.
+
+        payments: The journal of what moved users' money, and what is open in it.
     """
 
     _channel: Channel = attrs.field(alias="channel")
+    _settler: Settler = attrs.field(alias="settler")
     agents: Agents
     points: Points
     users: Users
     wallets: Wallets
     transactions: Transactions
     games: Games
+    payments: Payments
 
     @classmethod
-    def on(cls, channel: Channel) -> Self:
+    def on(cls, channel: Channel, settler: Settler) -> Self:
         """Make the session of a channel; :meth:`SessionManager.session` does it."""
         return cls(
             channel,
+            settler,
             Agents(channel),
             Points(channel),
             Users(channel),
             Wallets(channel),
             Transactions(channel),
             Games(channel),
+            Payments(channel, settler),
         )
 
     @property
@@ -120,7 +130,7 @@ class Session:
             msg = f"not for a view: {', '.join(wrong)}; it takes {sorted(_OPTIONS)}"
             raise UsageError(msg)
         settings = attrs.evolve(self._channel.settings, **cast("Any", options))
-        return Session.on(attrs.evolve(self._channel, settings=settings))
+        return Session.on(attrs.evolve(self._channel, settings=settings), self._settler)
 
     async def call(
         self,
@@ -166,9 +176,7 @@ class Session:
         if not isinstance(body, Mapping) or not _is_finite(body):
             msg = "a body is a mapping of names to what JSON can hold, NaN not included"
             raise UsageError(msg)
-        if effect == "read":
-            return await self._channel.call(Query(operation, body))
-        return await self._channel.pay(Payment(operation, body))
+        return await self._channel.call(Query(operation, body))
 
     async def aclose(self) -> None:
         """
@@ -250,6 +258,9 @@ class SessionManager:
 
         gate: Makes the gate of a token. None: a gate of this process alone.
 
+        store: Where payments are written down, opened at the first one, and closed
+            with the manager. None: memory, which a crash empties.
+
     Raises:
         UsageError: A name, token, address or setting that cannot be. Nothing was
             sent.
@@ -265,6 +276,7 @@ class SessionManager:
     _make_gate: Callable[[Secret, Settings], Gate] | None = attrs.field(
         alias="gate", default=None, kw_only=True
     )
+    _store: Store = attrs.field(alias="store", factory=MemoryStore, kw_only=True)
     _home: Home = attrs.field(init=False, factory=Home)
     _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
     _channels: list[Channel] = attrs.field(init=False, factory=list)
@@ -323,6 +335,7 @@ class SessionManager:
         async with asyncio.TaskGroup() as group:
             for channel in self._channels:
                 group.create_task(channel.aclose())
+        await self._store.aclose()
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""
@@ -362,6 +375,16 @@ class SessionManager:
             reader,
             Exchanges(settings, gate, transport, reader),
             Pace(settings.feed_interval),
+            Cashier(self._store, self._label(secret), settings.keep_intents),
         )
+        settler = Settler(channel)
+        channel.cashier.on_payment = settler.keep_warm
         self._channels.append(channel)
-        return Session.on(channel)
+        return Session.on(channel, settler)
+
+    def _label(self, secret: Secret) -> str:
+        """Return what the journal calls an account: never by its token."""
+        for name, known in self._accounts.items():
+            if known == secret:
+                return name
+        return secret.digest

@@ -172,11 +172,27 @@ class Settings:
     # Seconds that a permit stays withheld after its call was given up: the service
     # may still be busy with it.
     linger: float = attrs.field(default=1.0, validator=_number(least=0))
+    # Seconds after its sending in which the service may still execute a call. None:
+    # timeout, abandon_after and linger together, after which we give it up.
+    longest_call: float | None = attrs.field(
+        default=None, validator=_number(least=0, none=True)
+    )
     # Seconds that running exchanges get when a session is closed.
     drain: float = attrs.field(default=5.0, validator=_number(least=0))
     # Seconds between two readings of a feed from one cursor, the service's rule.
     feed_interval: float = attrs.field(
         default=30.0, validator=_number(least=0, open_end=True)
+    )
+    # Seconds that a row of a feed may become visible late, behind higher numbers.
+    feed_lag: float = attrs.field(default=5.0, validator=_number(least=0))
+    # Whether the journal has all payments of its users: others that nobody wrote
+    # down make a count of them prove nothing.
+    sole_writer: bool = attrs.field(default=True, validator=_flag)
+    # Whether a user's next payment waits until an unknown one is settled.
+    block_unknown: bool = attrs.field(default=False, validator=_flag)
+    # Seconds that payments whose end is known are kept, and their keys with them.
+    keep_intents: float = attrs.field(
+        default=30 * 24 * 3600.0, validator=_number(least=0, open_end=True)
     )
     # Seconds for name, connection and TLS together.
     connect_timeout: float = attrs.field(
@@ -202,6 +218,13 @@ class Settings:
     allow_plain_http: bool = attrs.field(default=False, validator=_flag)
     # Bytes of one answer: the largest known list is some MiB.
     max_answer: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(least=1))
+
+    @property
+    def longest(self) -> float:
+        """Seconds after its sending in which the service may still execute a call."""
+        if self.longest_call is not None:
+            return self.longest_call
+        return self.timeout + self.abandon_after + self.linger
 
 
 def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -59,6 +60,11 @@ class Secret:
         """Return the token itself, to store it where secrets are stored."""
         return self._token
 
+    @property
+    def digest(self) -> str:
+        """A name of the token that does not tell it."""
+        return hashlib.sha256(self._token.lower().encode()).hexdigest()[:16]
+
     def scrub(self, text: str) -> str:
         """Return *text* with the token blotted out wherever it stands."""
         # In either case of letters: a service may echo it in its own form.
@@ -108,18 +114,33 @@ class Operation(Generic[T]):
 
 @attrs.frozen
 class Query(Generic[T]):
-    """A call that moves no money, or that the service itself makes repeatable."""
+    """
+    A call that no journal has to know of.
+
+    It moves no money, or the service itself makes it repeatable, or its effect says
+    that it is sent once.
+    """
 
     operation: Operation[T]
     body: Mapping[str, Json]
 
 
-@attrs.frozen
-class Payment(Generic[T]):
-    """A call that moves money each time it is sent."""
+@attrs.frozen(kw_only=True)
+class Moved:
+    """
+    What a payment moved.
 
-    operation: Operation[T]
-    body: Mapping[str, Json]
+    Attributes:
+        amount: How much, in major units.
+
+        balance: The user's balance after it.
+
+    Where a person has decided that a payment happened, nobody knows the balance: it
+    is NaN then, and so is an amount that the payment did not name.
+    """
+
+    amount: Decimal
+    balance: Decimal
 
 
 class OpenStr(enum.StrEnum):

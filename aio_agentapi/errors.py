@@ -25,6 +25,7 @@ __all__ = [
     "ConflictError",
     "CredentialError",
     "DecodeError",
+    "FeedGapError",
     "ForbiddenError",
     "FundsError",
     "GateError",
@@ -33,6 +34,7 @@ __all__ = [
     "Happened",
     "InvalidError",
     "IpNotAllowedError",
+    "JournalError",
     "MaintenanceError",
     "NotFoundError",
     "NotSentError",
@@ -61,6 +63,9 @@ class AgentAPIError(Exception):
             wait for the answer of one is none.
 
         reference: The reference of a points move, None for other calls.
+
+        intent: The number of a payment in the journal, None for other calls, and
+            for a payment that did not come that far.
     """
 
     happened: ClassVar[Happened] = "maybe"
@@ -69,6 +74,7 @@ class AgentAPIError(Exception):
     operation: str | None = None
     attempts: int = 0
     reference: str | None = None
+    intent: int | None = None
 
     def __str__(self) -> str:
         return f"{self.operation}: {self.message}" if self.operation else self.message
@@ -114,6 +120,36 @@ class GateTimeoutError(GateError):
 
 class GateFullError(GateError):
     """As many calls as ``max_waiting`` allows wait already. Nothing was sent."""
+
+
+class JournalError(AgentAPIError):
+    """
+    The journal of payments cannot be read or written. Nothing was sent.
+
+    A disk that is full, a file that may not be written, or that is no journal.
+    """
+
+    happened: ClassVar[Happened] = "no"
+
+
+@attrs.define
+class FeedGapError(AgentAPIError):
+    """
+    Rows of the feed are gone that were not read. Nothing happened.
+
+    The service deletes them after two days. What moved in between is not to be had
+    from the feed; from 0 it is read from its oldest row.
+
+    Attributes:
+        after: The trans_id behind which rows are missing.
+
+        before: The first row that is still there, None where there is none.
+    """
+
+    happened: ClassVar[Happened] = "no"
+
+    after: int = 0
+    before: int | None = None
 
 
 class NotSentError(AgentAPIError):

@@ -63,7 +63,7 @@ def test_the_import_is_lean() -> None:
     """Importing the library loads neither the stand-in, the CLI nor their packages."""
     code = (
         "import sys, aio_agentapi\n"
-        "heavy = {'click', 'rich', 'redis', 'platformdirs', 'sqlite3',"
+        "heavy = {'click', 'rich', 'redis', 'platformdirs',"
         " 'aiohttp.web', 'aio_agentapi.sandbox', 'aio_agentapi.cli'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

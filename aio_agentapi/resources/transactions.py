@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ import attrs
 
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import OpenInt, Operation, Query, UserCode, span
-from aio_agentapi.errors import OutcomeUnknownError
+from aio_agentapi.errors import FeedGapError, OutcomeUnknownError
 
 __all__ = [
     "TransType",
@@ -22,8 +23,15 @@ __all__ = [
 ]
 
 # The service's own bounds: the rows of a page, and the length of a window.
-_PAGE: Final = 2000
+PAGE: Final = 2000
 _WINDOW: Final = timedelta(hours=1)
+
+# As few rows as the service gives.
+_FEW: Final = 10
+
+# Seconds for which the service keeps a row, and what is left of them for safety.
+KEPT: Final = 2 * 24 * 3600.0
+_MARGIN: Final = 3600.0
 
 # Readings of a window whose rows move while it is read.
 _TRIES: Final = 5
@@ -108,6 +116,14 @@ _BETWEEN: Final = Operation(
 )
 
 
+def _patient(channel: Channel) -> Channel:
+    """Return a view of a channel for work that nobody waits for."""
+    settings = attrs.evolve(
+        channel.settings, lane="batch", deadline=None, max_wait=None
+    )
+    return attrs.evolve(channel, settings=settings)
+
+
 @attrs.frozen(eq=False)
 class Transactions:
     """The transactions of the caller's users, kept by the service for two days."""
@@ -145,13 +161,77 @@ class Transactions:
             Contract 5, transactions: ``game/transaction-id``.
         """
         while True:
-            body = {"last_id": last_id, "limit": _PAGE}
+            body = {"last_id": last_id, "limit": PAGE}
             page = await self._channel.call(Query(_SINCE, body))
             for row in page:
                 yield row
-            if len(page) < _PAGE:
+            if len(page) < PAGE:
                 return
             last_id = page[-1].trans_id
+
+    async def follow(self, after: int) -> AsyncGenerator[Transaction]:
+        """
+        Iterate over the transactions after one, each once, and wait for new ones.
+
+        It does not end by itself. A row is given only when all rows before it can be
+        seen: some seconds after it was made, since a row may become visible
+        ``feed_lag`` late, behind higher ids. The caller keeps the cursor: the
+        trans_id of the last row that he is done with. With that, a new iterator goes
+        on behind it, and leaves none out.
+
+        A row of its own is read again with each reading, so that an empty answer,
+        which proves nothing, is told from a true one. Between two readings from one
+        row it waits for ``feed_interval``. Its calls are in the batch lane, and have
+        no deadline but ``timeout``.
+
+        Args:
+            after: A trans_id; it and those before it are left out. 0: from the
+                oldest that the service still has.
+
+        Yields:
+            The oldest first, in the order of their numbers.
+
+        Raises:
+            FeedGapError: Rows behind *after* may be gone: the service deletes them
+                after two days. It has the bounds; ``follow(0)`` goes on with the
+                oldest row there is.
+
+            OutcomeUnknownError: The service did not answer, as often as ``attempts``
+                says. Begin again with the cursor.
+
+        Source:
+            Contract 5, transactions: ``game/transaction-id``.
+        """
+        feed = Feed(self._channel)
+        ripe = _Ripe(self._channel.settings.feed_lag)
+        loop = asyncio.get_running_loop()
+        cursor, proved, anchored = after, None, after > 0
+        while True:
+            begun, wall = loop.time(), self._channel.cashier.clock()
+            try:
+                rows = await feed.page(cursor, anchored=anchored)
+            except FeedGapError:
+                # Its row was the newest, and grew old: what came after it is younger
+                # than the last true reading.
+                if proved is None or not 0 <= wall - proved < KEPT - _MARGIN:
+                    raise
+                anchored = False
+                continue
+            proved = wall
+            bound = ripe.bound(rows, begun)
+            before = cursor
+            for row in rows:
+                if cursor < row.trans_id <= bound:
+                    cursor, anchored = row.trans_id, True
+                    yield row
+            if cursor == before and len(rows) == PAGE:
+                # More than a page at once: what comes behind it tells its age.
+                ahead = rows
+                while len(ahead) == PAGE:
+                    ahead = await feed.page(ahead[-1].trans_id)
+                    ripe.look(ahead)
+            elif len(rows) < PAGE and cursor != before:
+                await asyncio.sleep(self._channel.settings.feed_lag)
 
     async def between(
         self, start: datetime, end: datetime
@@ -224,7 +304,7 @@ class Transactions:
         empty = False
         for _ in range(_TRIES):
             total, count = None, 0
-            async with contextlib.aclosing(self._channel.pages(query, _PAGE)) as pages:
+            async with contextlib.aclosing(self._channel.pages(query, PAGE)) as pages:
                 async for page in pages:
                     for row in page.list:
                         yield row
@@ -243,6 +323,121 @@ class Transactions:
             " read: some may be missing"
         )
         raise OutcomeUnknownError(msg, operation=_BETWEEN.name)
+
+
+@attrs.frozen(eq=False)
+class Feed:
+    """
+    The feed by pages, each a true answer.
+
+    Args:
+        channel: Whose feed. Its calls are made in the batch lane.
+    """
+
+    _channel: Channel = attrs.field(alias="channel", converter=_patient)
+
+    async def page(self, cursor: int, *, anchored: bool = True) -> list[Transaction]:
+        """
+        Return up to a page of rows, from a row on.
+
+        An early reading may be answered as if there were nothing. So it begins with
+        the row itself, and an answer without it is asked for again, until it is
+        known whether the row is gone.
+
+        Args:
+            cursor: The trans_id of a row, which the answer begins with. 0: the
+                oldest there is.
+
+            anchored: False: the row is known to be gone; the answer is what comes
+                behind it.
+
+        Returns:
+            The oldest first. Empty only where nothing comes behind *cursor*, which
+            is 0 or gone: twice, so long apart as the service wants.
+
+        Raises:
+            FeedGapError: The row is gone.
+        """
+        anchored = anchored and cursor > 0
+        empty = False
+        while True:
+            rows = await self._read(cursor - 1 if anchored else cursor, PAGE)
+            if rows and not (anchored and rows[0].trans_id != cursor):
+                return rows
+            if rows or (anchored and await self._is_gone(cursor)):
+                first = rows[0].trans_id if rows else None
+                msg = f"rows after {cursor} are gone, or may be. Nothing happened"
+                raise FeedGapError(msg, after=cursor, before=first)
+            if empty and not anchored:
+                return rows
+            empty = True
+
+    async def _is_gone(self, cursor: int) -> bool:
+        """Tell by the oldest row there is whether one is deleted."""
+        rows = await self._read(0, _FEW)
+        if not rows:
+            # Once more: it may have been too early.
+            rows = await self._read(0, _FEW)
+        return not rows or rows[0].trans_id > cursor
+
+    async def _read(self, last_id: int, limit: int) -> list[Transaction]:
+        body = {"last_id": last_id, "limit": limit}
+        return await self._channel.call(Query(_SINCE, body))
+
+
+@attrs.define(eq=False)
+class _Ripe:
+    """
+    Up to which row all rows can be seen.
+
+    Numbers grow as rows are made, and each can be seen ``lag`` later at most. So a
+    reading has all rows below those that are so much older than itself: by the
+    service's own clock, as the newest row tells it, or by ours, since we saw them.
+    """
+
+    lag: float
+    # The latest time of a row, and the newest row with the time it was seen.
+    _latest: datetime | None = attrs.field(init=False, default=None)
+    _seen: tuple[int, float] | None = attrs.field(init=False, default=None)
+
+    def look(self, rows: list[Transaction]) -> None:
+        """Learn from rows what time it is at the service, and what is there."""
+        if not rows:
+            return
+        now = asyncio.get_running_loop().time()
+        times = [row.regdate for row in rows if not _is_twofold(row.regdate)]
+        if times:
+            latest = max(times)
+            self._latest = max(latest, self._latest or latest)
+        if self._seen is None:
+            self._seen = rows[-1].trans_id, now
+
+    def bound(self, rows: list[Transaction], begun: float) -> int:
+        """
+        Return the number up to which a reading has all rows.
+
+        Args:
+            rows: What it gave.
+
+            begun: The loop's time when it began.
+        """
+        known = 0
+        if self._seen is not None and begun - self._seen[1] >= self.lag:
+            known, self._seen = self._seen[0], None
+        self.look(rows)
+        if self._latest is not None:
+            # Its times are whole seconds.
+            old = self._latest - timedelta(seconds=self.lag + 1)
+            for row in rows:
+                if row.regdate > old or _is_twofold(row.regdate):
+                    break
+                known = max(known, row.trans_id)
+        return known
+
+
+def _is_twofold(moment: datetime) -> bool:
+    """Tell whether a clock shows the time twice, in autumn."""
+    return moment.utcoffset() != moment.replace(fold=1 - moment.fold).utcoffset()
 
 
 @attrs.frozen

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Final
 
 import attrs
 
 from aio_agentapi._channel import Channel
-from aio_agentapi._types import Amount, Operation, Payment, UserCode, exact
+from aio_agentapi._journal import DEPOSIT, WITHDRAW, WITHDRAW_ALL, Intent
+from aio_agentapi._types import Amount, Moved, Operation, UserCode, exact
 
 __all__ = [
     "Moved",
@@ -16,40 +16,22 @@ __all__ = [
 ]
 
 
-@attrs.frozen(kw_only=True)
-class Moved:
-    """
-    What a payment moved.
-
-    Attributes:
-        amount: How much, in major units.
-
-        balance: The user's balance after it.
-    """
-
-    amount: Decimal
-    balance: Decimal
-
-
-_DEPOSIT: Final = Operation(name="wallets.deposit", effect="money", returns=Moved)
-_WITHDRAW: Final = Operation(name="wallets.withdraw", effect="money", returns=Moved)
-_WITHDRAW_ALL: Final = Operation(
-    name="wallets.withdraw_all", effect="money", returns=Moved
-)
-
-
 @attrs.frozen(eq=False)
 class Wallets:
     """
     Deposits to users and withdrawals from them.
 
-    The service takes no reference here: sent twice, a payment moves money twice.
-    So it is sent again only when it surely did not happen.
+    The service takes no reference here: sent twice, a payment moves money twice. So
+    each is written down before it is sent, one of a user at a time, and is sent again
+    only when it surely did not happen. After an OutcomeUnknownError,
+    ``session.payments.settle(error.intent)`` finds out.
     """
 
     _channel: Channel = attrs.field(alias="channel", repr=False)
 
-    async def deposit(self, user_code: UserCode, amount: Amount) -> Moved:
+    async def deposit(
+        self, user_code: UserCode, amount: Amount, *, key: str | None = None
+    ) -> Moved:
         """
         Move *amount* from the agent's points to the balance of a user.
 
@@ -57,6 +39,11 @@ class Wallets:
             user_code: Whose balance grows.
 
             amount: Major units, more than zero, at most four decimals.
+
+
+            key: The caller's own name for this payment, up to 255 characters, never
+                sent: the same key pays at most once, and gives what moved when it
+                did. None: no such memory.
 
         Returns:
             What moved, and the user's balance after it.
@@ -70,18 +57,27 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            GateTimeoutError: No permit came free in time. Nothing was sent.
+            UsageError: The key stands for another payment. Nothing was sent.
 
-            OutcomeUnknownError: The answer was lost. It may have happened: read
-                the user's balance and transactions before you pay again.
+            JournalError: It could not be written down. Nothing was sent.
+
+            GateTimeoutError: No permit came free in time, or the user's payment
+                before this one did not end. Nothing was sent.
+
+            OutcomeUnknownError: The answer was lost. It may have happened: settle
+                the intent that the error names before you pay again.
+
+            DecodeError: The answer has another shape. It may have happened: the
+                same.
 
         Source:
             Contract 5, users and wallets: ``wallet/deposit``.
         """
-        body = {"user_code": user_code, "amount": exact(amount)}
-        return await self._channel.pay(Payment(_DEPOSIT, body))
+        return await self._pay(DEPOSIT, user_code, exact(amount), key)
 
-    async def withdraw(self, user_code: UserCode, amount: Amount) -> Moved:
+    async def withdraw(
+        self, user_code: UserCode, amount: Amount, *, key: str | None = None
+    ) -> Moved:
         """
         Move *amount* from the balance of a user to the agent's points.
 
@@ -89,6 +85,11 @@ class Wallets:
             user_code: Whose balance shrinks.
 
             amount: Major units, more than zero, at most four decimals.
+
+
+            key: The caller's own name for this payment, up to 255 characters, never
+                sent: the same key pays at most once, and gives what moved when it
+                did. None: no such memory.
 
         Returns:
             What moved, and the user's balance after it.
@@ -102,23 +103,37 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            GateTimeoutError: No permit came free in time. Nothing was sent.
+            UsageError: The key stands for another payment. Nothing was sent.
 
-            OutcomeUnknownError: The answer was lost. It may have happened: read
-                the user's balance and transactions before you pay again.
+            JournalError: It could not be written down. Nothing was sent.
+
+            GateTimeoutError: No permit came free in time, or the user's payment
+                before this one did not end. Nothing was sent.
+
+            OutcomeUnknownError: The answer was lost. It may have happened: settle
+                the intent that the error names before you pay again.
+
+            DecodeError: The answer has another shape. It may have happened: the
+                same.
 
         Source:
             Contract 5, users and wallets: ``wallet/withdraw``.
         """
-        body = {"user_code": user_code, "amount": exact(amount)}
-        return await self._channel.pay(Payment(_WITHDRAW, body))
+        return await self._pay(WITHDRAW, user_code, exact(amount), key)
 
-    async def withdraw_all(self, user_code: UserCode) -> Moved:
+    async def withdraw_all(
+        self, user_code: UserCode, *, key: str | None = None
+    ) -> Moved:
         """
         Move the whole balance of a user to the agent's points.
 
         Args:
             user_code: Whose balance is emptied.
+
+
+            key: The caller's own name for this payment, up to 255 characters, never
+                sent: the same key pays at most once, and gives what moved when it
+                did. None: no such memory.
 
         Returns:
             What was taken, and the balance after it, zero. An empty wallet gives
@@ -131,12 +146,36 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            GateTimeoutError: No permit came free in time. Nothing was sent.
+            UsageError: The key stands for another payment. Nothing was sent.
 
-            OutcomeUnknownError: The answer was lost. It may have happened: read
-                the user's balance and transactions before you pay again.
+            JournalError: It could not be written down. Nothing was sent.
+
+            GateTimeoutError: No permit came free in time, or the user's payment
+                before this one did not end. Nothing was sent.
+
+            OutcomeUnknownError: The answer was lost. It may have happened: settle
+                the intent that the error names before you pay again.
+
+            DecodeError: The answer has another shape. It may have happened: the
+                same.
 
         Source:
             Contract 5, users and wallets: ``wallet/withdraw-all``.
         """
-        return await self._channel.pay(Payment(_WITHDRAW_ALL, {"user_code": user_code}))
+        return await self._pay(WITHDRAW_ALL, user_code, None, key)
+
+    async def _pay(
+        self,
+        operation: Operation[Moved],
+        user_code: UserCode,
+        amount: Decimal | None,
+        key: str | None,
+    ) -> Moved:
+        intent = Intent(
+            account=self._channel.cashier.account,
+            operation=operation.name,
+            user_code=user_code,
+            amount=amount,
+            key=key,
+        )
+        return await self._channel.pay(intent)

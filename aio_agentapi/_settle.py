@@ -1,0 +1,510 @@
+"""
+The journal, as a user has it: what is open, and how it comes to an end.
+
+All who settle share one reader of the feed: whoever finds that a reading was begun late
+enough for him, and looked for his users, takes it. A verdict is a phase that the
+journal gives or refuses, so that several may come to it, in several processes, and one
+of them is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import attrs
+
+from aio_agentapi._channel import Channel
+from aio_agentapi._journal import (
+    FREE,
+    OPEN,
+    Cursor,
+    Intent,
+    Phase,
+    Verdict,
+    moment,
+)
+from aio_agentapi._reconcile import Case, Look, begin_of, ready
+from aio_agentapi._types import Moved, UserCode
+from aio_agentapi.errors import (
+    FeedGapError,
+    GateTimeoutError,
+    NotFoundError,
+    NotSentError,
+    OutcomeUnknownError,
+    UnsupportedError,
+    UsageError,
+)
+from aio_agentapi.resources.transactions import (
+    KEPT,
+    PAGE,
+    Feed,
+    Transaction,
+    TransType,
+)
+from aio_agentapi.resources.users import Users
+
+__all__ = ["Payments"]
+
+_LOG: Final = logging.getLogger("aio_agentapi.payments")
+
+# Seconds between two readings that keep the cursor warm, and pages of one.
+_WARM: Final = 60.0
+_PAGES: Final = 100
+
+# Seconds between two looks whether an equal payment is still under way.
+_SOON: Final = 0.05
+
+# Where it is tried again: the service, or the way to it, may be back soon.
+_PASSING: Final = (NotSentError, OutcomeUnknownError, GateTimeoutError)
+
+# What the service keeps, and by how much clocks may differ.
+_KEPT: Final = timedelta(seconds=KEPT)
+_MARGIN: Final = timedelta(hours=2)
+
+_PAID: Final = frozenset({TransType.DEPOSIT, TransType.WITHDRAW})
+
+
+@attrs.define(eq=False)
+class Settler:
+    """
+    What all views of a session share to settle its payments.
+
+    Args:
+        channel: Whose feed, and whose journal.
+    """
+
+    _channel: Channel = attrs.field(alias="channel")
+    # One reads the feed, the others wait for what he finds.
+    _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
+    _look: Look | None = attrs.field(init=False, default=None)
+    _warming: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    _warmed: float = attrs.field(init=False, default=0.0)
+    # How far a reading has come that had more pages than its part.
+    _reached: int = attrs.field(init=False, default=0)
+    # Up to which row the feed has forgotten them.
+    _gone: int = attrs.field(init=False, default=0)
+
+    def now(self) -> datetime:
+        """Return the time, by the clock of the journal."""
+        return moment(self._channel.cashier.clock())
+
+    def keep_warm(self) -> None:
+        """Look for a newer row of the feed, in the background and now and then."""
+        now = self._channel.cashier.clock()
+        if self._warming is None and not 0 <= now - self._warmed < _WARM:
+            self._warmed = now
+            self._warming = self._channel.spawn(self._warm())
+            self._warming.add_done_callback(self._cooled)
+
+    async def open(self) -> list[Intent]:
+        """Return the payments whose outcome is open, those of the dead included."""
+        cashier = self._channel.cashier
+        await cashier.store.adopt(cashier.clock())
+        return await cashier.store.intents(cashier.account, phases=OPEN)
+
+    async def settle(self, ids: Collection[int]) -> None:
+        """
+        Settle payments until nothing more can be found out about them.
+
+        Args:
+            ids: Which.
+        """
+        try:
+            await self._settle(frozenset(ids), await self.open())
+        except UnsupportedError as error:
+            # A deployment without a feed.
+            await self._write(
+                Verdict(id=i.id, phase=Phase.NEEDS_PERSON, note=str(error))
+                for i in await self._left(ids)
+            )
+
+    async def _settle(self, ids: frozenset[int], opened: Sequence[Intent]) -> None:
+        settings = self._channel.settings
+        opened = [i for i in opened if i.phase is Phase.UNKNOWN]
+        since = self.now()
+        first = True
+        while any(intent.id in ids for intent in opened):
+            try:
+                look = await self._reading(opened, since)
+            except FeedGapError as error:
+                await self._skip(error, opened)
+                opened = await self._left(ids)
+                continue
+            except _PASSING as error:
+                _LOG.warning("the feed cannot be read, to settle payments: %s", error)
+                await asyncio.sleep(settings.feed_interval)
+                continue
+            running = await self._judge(look, opened)
+            left = await self._left(ids)
+            if first and left:
+                await self._ask(left, look)
+                left = await self._left(ids)
+            first = False
+            if not left:
+                return
+            if running and self.now() - look.ended < self._interval:
+                await asyncio.sleep(_SOON)
+                continue
+            since = await self._wait(left, look)
+            opened = [i for i in await self.open() if i.phase is Phase.UNKNOWN]
+
+    @property
+    def _interval(self) -> timedelta:
+        return timedelta(seconds=self._channel.settings.feed_interval)
+
+    async def _wait(self, left: Sequence[Intent], look: Look) -> datetime:
+        """Wait until another reading may tell more; return when it may begin."""
+        lag = self._lag
+        # A row may be there before; when it is over, it is all there is.
+        later = [at for i in left if (at := ready(i, lag)) > look.begun]
+        since = min([look.begun + self._interval, *later])
+        while (seconds := (since - self.now()).total_seconds()) > 0:
+            # By the clock of the journal, which may be another than the loop's.
+            await asyncio.sleep(min(seconds, self._channel.settings.feed_interval))
+        return since
+
+    async def _left(self, ids: Collection[int]) -> list[Intent]:
+        """Return which of them are still unknown."""
+        if not ids:
+            return []
+        cashier = self._channel.cashier
+        return await cashier.store.intents(
+            cashier.account, phases=[Phase.UNKNOWN], ids=ids
+        )
+
+    async def _reading(self, opened: Sequence[Intent], since: datetime) -> Look:
+        """Return a reading for the users of payments, begun since a time."""
+        users = frozenset(intent.user_code for intent in opened)
+        start = min([self._start(i) for i in await self._of(users)])
+        async with self._turn:
+            look = self._look
+            if look is None or not look.covers(users, start, since):
+                look = self._look = await self._read(users, start)
+        return look
+
+    @property
+    def _lag(self) -> timedelta:
+        return timedelta(seconds=self._channel.settings.feed_lag)
+
+    def _start(self, intents: Sequence[Intent]) -> int:
+        """Return the row that counts for a user, 0 where that is gone by its age."""
+        start = begin_of(intents, self._lag).trans_id
+        return 0 if start <= self._gone else start
+
+    async def _skip(self, error: FeedGapError, opened: Sequence[Intent]) -> None:
+        """Read from the oldest row where one was too old; else ask a person."""
+        users = frozenset(intent.user_code for intent in opened)
+        cursors = [begin_of(i, self._lag) for i in await self._of(users)]
+        made = [c.made_at for c in cursors if c.trans_id == error.after]
+        if all(m is not None and self.now() - m > _KEPT - _MARGIN for m in made):
+            self._gone = error.after
+            return
+        note = f"rows of the feed are gone that should still be there: {error}"
+        await self._write(
+            Verdict(id=i.id, phase=Phase.NEEDS_PERSON, note=note)
+            for i in opened
+            if i.cursor.trans_id <= error.after
+        )
+
+    async def _of(self, users: Iterable[UserCode]) -> list[list[Intent]]:
+        cashier = self._channel.cashier
+        return [
+            await cashier.store.intents(cashier.account, user_code=user)
+            for user in sorted(users)
+        ]
+
+    async def _read(self, users: frozenset[UserCode], start: int) -> Look:
+        """Read the feed from a row to its end, and keep what users were paid."""
+        begun = self.now()
+        rows: dict[UserCode, list[Transaction]] = defaultdict(list)
+        feed = Feed(self._channel)
+        cursor = start
+        while True:
+            page = await feed.page(cursor)
+            for row in page:
+                if row.user_code in users and row.trans_type in _PAID:
+                    known = rows[row.user_code]
+                    # Each page begins with the last row of the one before.
+                    if not known or known[-1].trans_id < row.trans_id:
+                        known.append(row)
+            if len(page) < PAGE:
+                break
+            cursor = page[-1].trans_id
+        await self._keep(page)
+        return Look(start=start, begun=begun, ended=self.now(), users=users, rows=rows)
+
+    async def _keep(self, page: Sequence[Transaction]) -> None:
+        """Remember the newest row of the feed, as payments note it."""
+        if page:
+            newest = page[-1]
+            cursor = Cursor(
+                trans_id=newest.trans_id, made_at=newest.regdate, seen_at=self.now()
+            )
+            await self._channel.cashier.store.keep_cursor(
+                self._channel.cashier.account, cursor
+            )
+
+    async def _judge(self, look: Look, opened: Sequence[Intent]) -> bool:
+        """Write down what a reading says; tell whether to ask again soon."""
+        cashier, running = self._channel.cashier, False
+        await cashier.store.adopt(cashier.clock())
+        for user in sorted({intent.user_code for intent in opened}):
+            intents = await cashier.store.intents(cashier.account, user_code=user)
+            start = self._start(intents)
+            if start < look.start:
+                # Something became unknown meanwhile that it does not reach back to.
+                continue
+            case = Case(intents, look, start, self._channel.settings)
+            await self._write(case.verdicts())
+            running = running or case.running
+        return running
+
+    async def _write(self, verdicts: Iterable[Verdict]) -> None:
+        verdicts = list(verdicts)
+        if not verdicts:
+            return
+        cashier = self._channel.cashier
+        for intent in await cashier.store.write(verdicts, cashier.clock()):
+            if intent.phase is Phase.NEEDS_PERSON:
+                _LOG.error("intent %d needs a person: %s", intent.id, intent.note)
+
+    async def _ask(self, left: Sequence[Intent], look: Look) -> None:
+        """Ask for users of whom the feed has nothing: one that is not got nothing."""
+        users = Users(self._channel)
+        unseen = {i.user_code for i in left} - look.rows.keys()
+        for user in sorted(unseen):
+            try:
+                await users.info(user)
+            except NotFoundError:
+                note = "there is no such user"
+                await self._write(
+                    Verdict(id=i.id, phase=Phase.ABSENT, note=note)
+                    for i in left
+                    if i.user_code == user
+                )
+            except _PASSING:
+                return
+
+    async def _warm(self) -> None:
+        cashier = self._channel.cashier
+        feed = Feed(self._channel)
+        known = await cashier.store.cursor(cashier.account)
+        cursor = max(known.trans_id, self._reached)
+        for _ in range(_PAGES):
+            try:
+                page = await feed.page(cursor)
+            except FeedGapError:
+                # Its row is gone: from the oldest there is.
+                if not cursor:
+                    return
+                cursor = self._reached = 0
+                continue
+            if len(page) < PAGE:
+                self._reached = 0
+                await self._keep(page)
+                return
+            cursor = self._reached = page[-1].trans_id
+
+    def _cooled(self, task: asyncio.Task[None]) -> None:
+        self._warming = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # No payment depends on it; settling has more to read then.
+            _LOG.info("the feed could not be read ahead: %s", error)
+
+
+@attrs.frozen(eq=False)
+class Payments:
+    """
+    The payments of an account whose outcome is open, and how they come to an end.
+
+    The journal has every deposit and withdrawal from before it was sent. One whose
+    answer was lost is ``unknown`` there, and is not sent again by itself: settling
+    finds out from the service's feed whether it happened.
+    """
+
+    _channel: Channel = attrs.field(alias="channel", repr=False)
+    _settler: Settler = attrs.field(alias="settler", repr=False)
+
+    async def unknown(self) -> list[Intent]:
+        """
+        Return the payments of which nobody knows whether they happened.
+
+        Returns:
+            The oldest first, those that need a person included, and those that a
+            process has left behind that died.
+
+        Raises:
+            JournalError: The journal cannot be read.
+
+        Source:
+            Contract 6.
+        """
+        return await self._settler.open()
+
+    async def find(self, key: str) -> Intent | None:
+        """
+        Return the newest payment of a key.
+
+        Args:
+            key: The caller's own name for it.
+
+        Returns:
+            The payment, None if there is none, or none any more.
+
+        Raises:
+            JournalError: The journal cannot be read.
+
+        Source:
+            Contract 6.
+        """
+        cashier = self._channel.cashier
+        return await cashier.store.find(cashier.account, key)
+
+    async def settle(self, intent: Intent | int) -> Intent:
+        """
+        Find out whether a payment happened.
+
+        It reads the feed, at once and as often as it takes: a payment that happened
+        is mostly found at the first reading, and that one did not happen is sure
+        only ``longest_call`` and ``feed_lag`` after it was lost. Any number may be
+        settled at once; they share the readings. With a ``deadline`` in the settings
+        it ends then, and the payment may still be ``unknown``.
+
+        Args:
+            intent: The payment, or its number, as OutcomeUnknownError names it.
+
+        Returns:
+            The payment as it is then: ``confirmed``, ``absent``, or
+            ``needs_person`` with a note of all that is known; as it was, if it was
+            not unknown.
+
+        Raises:
+            UsageError: The journal has no such payment of this account.
+
+            JournalError: The journal cannot be read or written.
+
+            CredentialError: The service does not accept the token.
+
+        Source:
+            Contract 5, transactions, and 6.
+        """
+        known = await self._known(intent)
+        if known.phase is Phase.UNKNOWN or known.phase is Phase.SENT:
+            await self._within_deadline([known.id])
+            known = await self._known(known)
+        return known
+
+    async def settle_all(self) -> list[Intent]:
+        """
+        Find out of all unknown payments whether they happened; see :meth:`settle`.
+
+        Returns:
+            Those that were open when it began, as they are then, the oldest first.
+
+        Raises:
+            JournalError: The journal cannot be read or written.
+
+            CredentialError: The service does not accept the token.
+
+        Source:
+            Contract 5, transactions, and 6.
+        """
+        ids = [intent.id for intent in await self._settler.open()]
+        await self._within_deadline(ids)
+        cashier = self._channel.cashier
+        return await cashier.store.intents(cashier.account, ids=ids) if ids else []
+
+    async def resend(self, intent: Intent | int) -> Moved:
+        """
+        Pay anew what certainly did not happen.
+
+        It becomes a payment of its own, which names the one that it follows; a key
+        goes over to it. Called twice, it pays once.
+
+        Args:
+            intent: A payment that is ``refused``, ``not_sent`` or ``absent``, or its
+                number.
+
+        Returns:
+            What moved.
+
+        Raises:
+            UsageError: It happened, or nobody knows whether it did. Nothing was sent.
+
+            AgentAPIError: As the payment itself: ``happened`` says whether it may
+                have happened. It may have happened where the answer was lost again.
+
+        Source:
+            Contract 6.
+        """
+        known = await self._known(intent)
+        if known.phase not in FREE:
+            msg = (
+                f"intent {known.id} is {known.phase}: only what certainly did not"
+                " happen is paid anew. Nothing was sent"
+            )
+            raise UsageError(msg, intent=known.id)
+        anew = Intent(
+            account=known.account,
+            operation=known.operation,
+            user_code=known.user_code,
+            amount=known.amount,
+            key=known.key,
+            follows=known.id,
+        )
+        return await self._channel.pay(anew)
+
+    async def decide(self, intent: Intent | int, happened: bool, note: str) -> Intent:  # noqa: FBT001 - what is decided
+        """
+        Say what became of a payment that needs a person.
+
+        Args:
+            intent: A payment that is ``needs_person``, or its number.
+
+            happened: Whether money moved.
+
+            note: How that is known, for whoever asks later.
+
+        Returns:
+            The payment: ``confirmed`` or ``absent``.
+
+        Raises:
+            UsageError: It does not need a person: settle it. Nothing was changed.
+
+            JournalError: The journal cannot be written. Nothing was changed.
+
+        Source:
+            Contract 6.
+        """
+        known = await self._known(intent)
+        if known.phase is not Phase.NEEDS_PERSON:
+            msg = f"intent {known.id} is {known.phase}, and needs no person"
+            raise UsageError(msg, intent=known.id)
+        if not isinstance(happened, bool) or not isinstance(note, str) or not note:
+            msg = "happened: True or False; note: how that is known"
+            raise UsageError(msg, intent=known.id)
+        phase = Phase.CONFIRMED if happened else Phase.ABSENT
+        cashier = self._channel.cashier
+        verdict = Verdict(id=known.id, phase=phase, note=f"{known.note}; {note}")
+        written = await cashier.store.write([verdict], cashier.clock())
+        return written[0]
+
+    async def _known(self, intent: Intent | int) -> Intent:
+        number = intent.id if isinstance(intent, Intent) else intent
+        cashier = self._channel.cashier
+        found = await cashier.store.intents(cashier.account, ids=[number])
+        if not found:
+            msg = f"the journal has no payment {number} of this account"
+            raise UsageError(msg)
+        return found[0]
+
+    async def _within_deadline(self, ids: Collection[int]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._channel.settings.deadline):
+                await self._settler.settle(ids)
