@@ -32,6 +32,7 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
+from aio_agentapi._feed import KEPT, Transaction, TransType
 from aio_agentapi._journal import (
     DEPOSIT,
     HAPPENED,
@@ -43,7 +44,6 @@ from aio_agentapi._journal import (
 )
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Moved, UserCode
-from aio_agentapi.resources.transactions import KEPT, Transaction, TransType
 
 # By how much clocks may differ, and what is safe at the end of what the feed keeps.
 _MARGIN: Final = timedelta(hours=1)

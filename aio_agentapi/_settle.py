@@ -20,6 +20,7 @@ from typing import Final
 import attrs
 
 from aio_agentapi._channel import Channel
+from aio_agentapi._feed import KEPT, PAGE, Feed, Transaction, TransType
 from aio_agentapi._journal import (
     FREE,
     OPEN,
@@ -39,13 +40,6 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
     UnsupportedError,
     UsageError,
-)
-from aio_agentapi.resources.transactions import (
-    KEPT,
-    PAGE,
-    Feed,
-    Transaction,
-    TransType,
 )
 from aio_agentapi.resources.users import Users
 
@@ -84,7 +78,7 @@ class Settler:
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _look: Look | None = attrs.field(init=False, default=None)
     _warming: asyncio.Task[None] | None = attrs.field(init=False, default=None)
-    _warmed: float = attrs.field(init=False, default=0.0)
+    _warmed: float | None = attrs.field(init=False, default=None)
     # How far a reading has come that had more pages than its part.
     _reached: int = attrs.field(init=False, default=0)
     # Up to which row the feed has forgotten them.
@@ -97,8 +91,12 @@ class Settler:
     def keep_warm(self) -> None:
         """Look for a newer row of the feed, in the background and now and then."""
         now = self._channel.cashier.clock()
-        if self._warming is None and not 0 <= now - self._warmed < _WARM:
+        last, due = self._warmed, False
+        if last is None or not 0 <= now - last < _WARM:
             self._warmed = now
+            # Not at once: a program may pay and be gone.
+            due = last is not None
+        if due and self._warming is None:
             self._warming = self._channel.spawn(self._warm())
             self._warming.add_done_callback(self._cooled)
 
@@ -164,9 +162,10 @@ class Settler:
         # A row may be there before; when it is over, it is all there is.
         later = [at for i in left if (at := ready(i, lag)) > look.begun]
         since = min([look.begun + self._interval, *later])
+        # By the clock of the journal, which may be another than the loop's.
         while (seconds := (since - self.now()).total_seconds()) > 0:
-            # By the clock of the journal, which may be another than the loop's.
-            await asyncio.sleep(min(seconds, self._channel.settings.feed_interval))
+            pause = min(seconds, self._channel.settings.feed_interval)
+            await asyncio.sleep(pause)
         return since
 
     async def _left(self, ids: Collection[int]) -> list[Intent]:
@@ -298,11 +297,10 @@ class Settler:
         cursor = max(known.trans_id, self._reached)
         for _ in range(_PAGES):
             try:
-                page = await feed.page(cursor)
+                # Without a row to begin with, not from 0, where others may read.
+                page = await feed.page(cursor or 1, anchored=cursor > 0)
             except FeedGapError:
-                # Its row is gone: from the oldest there is.
-                if not cursor:
-                    return
+                # Its row is gone.
                 cursor = self._reached = 0
                 continue
             if len(page) < PAGE:

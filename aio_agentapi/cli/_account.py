@@ -17,11 +17,32 @@ from aio_agentapi.errors import UsageError
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """A service, a token of it, and how to speak to it."""
+    """
+    A service, a token of it, and how to speak to it.
+
+    Attributes:
+        base_url: Of the service.
+
+        token: Whose account.
+
+        settings: How to speak to it.
+
+        name: What the configuration file calls the account, and so the journal.
+            None: it was not named.
+
+        journal: Where its payments are written down. None: nowhere.
+    """
 
     base_url: str
     token: Secret
     settings: Settings
+    name: str | None = None
+    journal: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """What the journal calls the account."""
+        return self.token.digest if self.name is None else self.name
 
 
 def default_config() -> Path:
@@ -38,8 +59,12 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
     """
     file = _read(config)
     settings = _settings(file)
+    journal = _journal("journal", file, config)
     if account is not None:
-        return _named(account, file, env, settings)
+        place = _named(account, file, env, settings)
+        table = file["accounts"][account]
+        own = _journal(f"accounts.{account}.journal", table, config)
+        return attrs.evolve(place, journal=own or journal)
     base_url = env.get("AGENTAPI_BASE_URL") or file.get("base_url")
     token = env.get("AGENTAPI_TOKEN")
     if not base_url or not token:
@@ -48,7 +73,9 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
             f" the configuration file ({config or default_config()}) with --account"
         )
         raise UsageError(msg)
-    return Place(base_url=base_url, token=Secret(token), settings=settings)
+    return Place(
+        base_url=base_url, token=Secret(token), settings=settings, journal=journal
+    )
 
 
 def _read(config: Path | None) -> dict[str, Any]:
@@ -90,8 +117,28 @@ def _named(
         msg = f"accounts.{account}: needs a base_url"
         raise UsageError(msg)
     return Place(
-        base_url=base_url, token=_token(account, entry, env), settings=settings
+        base_url=base_url,
+        token=_token(account, entry, env),
+        settings=settings,
+        name=account,
     )
+
+
+def _journal(
+    place: str, table: Mapping[str, Any], config: Path | None
+) -> Path | None:
+    name = table.get("journal")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        msg = f"{place}: the path of a file"
+        raise UsageError(msg)
+    # The same file from every folder: another one would know nothing of a key.
+    return (config or default_config()).absolute().parent / _home(name)
+
+
+def _home(name: str) -> str:
+    return os.path.expanduser(name)  # noqa: PTH111 - keeps a name without ~ as it is
 
 
 def _table(value: object) -> dict[str, Any] | None:
@@ -112,7 +159,7 @@ def _token(account: str, entry: Mapping[str, Any], env: Mapping[str, str]) -> Se
         return Secret(env[name])
     if isinstance(name := entry.get("token_file"), str):
         try:
-            text = Path(os.path.expanduser(name)).read_text("utf-8")  # noqa: PTH111 - keeps a name without ~ as it is
+            text = Path(_home(name)).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             msg = f"accounts.{account}: token_file: {error}"
             raise UsageError(msg) from None

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, ParamSpec
 
+import attrs
 import click
 
-from aio_agentapi import Session, SessionManager
+from aio_agentapi import MemoryStore, Session, SessionManager, SqliteStore
 from aio_agentapi.cli import _account
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -22,6 +23,7 @@ from aio_agentapi.errors import (
     ForbiddenError,
     GateError,
     InvalidError,
+    JournalError,
     NotSentError,
     UnsupportedError,
     UsageError,
@@ -46,6 +48,7 @@ EXIT_CODES: Final = (
 _EXITS: Final[tuple[tuple[type[AgentAPIError], int], ...]] = (
     (UsageError, WRONG),
     (InvalidError, WRONG),
+    (JournalError, WRONG),
     (CredentialError, NOT_REACHED),
     (ForbiddenError, NOT_REACHED),
     (BusyError, NOT_REACHED),
@@ -75,24 +78,49 @@ def keep_account(
     context.obj = (account, config)
 
 
+def place_of(context: click.Context, journal: Path | None = None) -> _account.Place:
+    """Return the account that the options name, with the journal that they name."""
+    account, config = context.find_root().obj
+    place = _account.find(account, config, os.environ)
+    return place if journal is None else attrs.evolve(place, journal=journal)
+
+
 @asynccontextmanager
 async def open_session(context: click.Context) -> AsyncGenerator[Session]:
     """Open the session of the account that the options name."""
-    account, config = context.find_root().obj
-    place = _account.find(account, config, os.environ)
-    async with SessionManager(place.base_url, settings=place.settings) as manager:
+    async with open_place(place_of(context)) as session:
+        yield session
+
+
+@asynccontextmanager
+async def open_place(
+    place: _account.Place, store: SqliteStore | None = None
+) -> AsyncGenerator[Session]:
+    """Open the session of an account; its journal calls it by its name."""
+    accounts = {} if place.name is None else {place.name: place.token}
+    async with SessionManager(
+        place.base_url,
+        accounts=accounts,
+        settings=place.settings,
+        store=MemoryStore() if store is None else store,
+    ) as manager:
         yield manager.session(place.token)
 
 
 def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Run a function as a command: errors in a line, and its exit code at the end."""
+    """
+    Run a function as a command: errors in a line, and its exit code at the end.
+
+    What there is to do about an error stands in its notes, a line for each.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = command(*args, **kwargs) or DONE
         except AgentAPIError as error:
-            click.echo(f"agentapi: {error}", err=True)
+            for told in (error, *getattr(error, "__notes__", ())):
+                click.echo(f"agentapi: {told}", err=True)
             if error.reference is not None and error.happened == "maybe":
                 tell_reference(error.reference)
             code = exit_code(error)
@@ -132,6 +160,18 @@ def tell_reference(reference: str) -> None:
         " whether it has happened or not",
         err=True,
     )
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Raise the first error of a group of tasks by itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first = group.exceptions[0]
+    else:
+        return
+    raise first
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rich.table import Column
 
 from aio_agentapi import NewAgent, Session, SessionManager, run_many
 from aio_agentapi.cli._command import REFUSED, runs
-from aio_agentapi.cli._distribute import Results, Summary, distribute
+from aio_agentapi.cli._distribute import Files, Summary, distribute
 from aio_agentapi.cli._plan import PlanFile
 from aio_agentapi.cli._points import summary_lines
 from aio_agentapi.errors import UsageError
@@ -143,11 +143,9 @@ class _Show:
                 writer.writerow((code, amount))
         plan = PlanFile.open(str(path), None)
         plan.check()
-        results = Results.create(path.with_suffix(".results.csv"), name)
+        files = Files(path.with_suffix(".journal"), path.with_suffix(".results.csv"))
         async with self._progress(rows) as state:
-            summary = await distribute(
-                self._session, plan.rows(), results, name, state.tell
-            )
+            summary = await distribute(self._session, plan.rows(), files, state.tell)
         plan.close()
         for text in summary_lines(summary):
             if not text.startswith("results"):

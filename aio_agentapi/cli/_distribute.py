@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO, TypeAlias
+from typing import Final, TextIO
 
 import attrs
 import msgspec
 
 from aio_agentapi import Distributed, PlanRow, Session
+from aio_agentapi._progress import Noted, Progress
 from aio_agentapi.cli._command import (
     DONE,
     INTERRUPTED,
@@ -26,12 +29,10 @@ from aio_agentapi.cli._command import (
 )
 from aio_agentapi.errors import (
     CredentialError,
-    RefusedError,
+    JournalError,
     UnsupportedError,
     UsageError,
 )
-
-End: TypeAlias = Literal["moved", "refused", "not_sent", "unknown"]
 
 _COLUMNS: Final = (
     "line",
@@ -44,10 +45,6 @@ _COLUMNS: Final = (
     "reason",
 )
 
-# Seconds between two flushes: what a crash may leave out of the file. The rows have
-# moved all the same, and their references say so to the service.
-_FLUSH: Final = 0.2
-
 # Rows in a row that did not reach the service, after which it is taken for gone.
 _GONE: Final = 100
 
@@ -56,94 +53,111 @@ _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
 
-@attrs.define(eq=False)
-class Results:
-    """The file of outcomes: CSV, or JSON Lines by the ending of its name."""
+@attrs.frozen
+class Files:
+    """
+    What a run leaves beside its plan.
 
-    path: Path
-    _file: TextIO = attrs.field(alias="file")
-    _flushed: float = attrs.field(init=False, default=0.0)
-    _csv: Any = attrs.field(init=False, default=None)
+    Attributes:
+        journal: What became of each row, while it runs and afterwards.
 
-    @staticmethod
-    def check(path: Path) -> None:
+        results: The same for people and other programs, made from the journal when
+            the run ends: CSV, or JSON Lines by the ending of its name.
+    """
+
+    journal: Path
+    results: Path
+
+    def check(self) -> None:
         """
-        Tell that the file is not there yet.
+        Tell that no results are in the way that the journal does not tell of.
 
         Raises:
-            UsageError: It is.
+            UsageError: They are.
         """
-        if path.exists():
+        if self.results.exists() and not self.journal.exists():
             msg = (
-                f"{path}: exists and tells of an earlier run, which may have moved"
-                f" points. To go on with that, give the name in {_run_file(path)} as"
-                " --resume, and other --results; else move it away"
+                f"{self.results}: exists, and without {self.journal} it is not of a run"
+                " that can go on. Move it away, or give other --results"
             )
             raise UsageError(msg)
+        if not self.results.parent.is_dir():
+            msg = f"{self.results}: there is no such folder"
+            raise UsageError(msg)
 
-    @classmethod
-    def create(cls, path: Path, run: str) -> Results:
+    async def write(self) -> Counter[str]:
         """
-        Make a new file, and beside it one that names the run, for good.
+        Make the results from the journal, all at once; return how rows ended.
 
         Raises:
-            UsageError: It exists already, or cannot be written.
+            OSError: They cannot be written. The journal has them all the same.
         """
-        cls.check(path)
+        progress = await Progress.open(self.journal, None)
+        ends: Counter[str] = Counter()
         try:
-            # On disk before anything is sent: it makes a second try harmless.
-            with _run_file(path).open("w", encoding="utf-8") as name:
-                name.write(run + "\n")
-                name.flush()
-                os.fsync(name.fileno())
-            file = path.open("x", encoding="utf-8", newline="")
-        except OSError as error:
-            msg = f"{path}: {error.strerror}"
-            raise UsageError(msg) from None
-        results = cls(path, file)
-        if path.suffix not in {".jsonl", ".ndjson"}:
-            results._csv = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-            results._csv.writeheader()
-        file.flush()
-        return results
+            with _replacing(self.results) as file:
+                write = self._writer(file)
+                for row in progress.rows():
+                    # Whoever was interrupted twice has left some under way.
+                    end = "unknown" if row.phase == "taken" else row.phase
+                    ends[end] += 1
+                    write(_told(row, end))
+        finally:
+            await progress.aclose()
+        return ends
 
-    def add(self, done: Distributed, end: End) -> None:
-        """Write what became of one row."""
-        error = done.error
-        row = {
-            "line": done.line,
-            "agent_code": done.row.agent_code,
-            "amount": done.row.amount,
-            "reference": done.reference,
-            "outcome": end,
-            "move_id": None if done.move is None else done.move.move_id,
-            "code": error.code if isinstance(error, RefusedError) else None,
-            "reason": None if error is None else error.message,
-        }
-        if self._csv is not None:
-            self._csv.writerow({**row, "amount": f"{row['amount']:f}"})
-        else:
-            self._file.write(_ENCODER.encode(row).decode() + "\n")
-        now = time.monotonic()
-        if now - self._flushed > _FLUSH:
-            self._file.flush()
-            self._flushed = now
+    def _writer(self, file: TextIO) -> Callable[[dict[str, object]], object]:
+        if self.results.suffix in {".jsonl", ".ndjson"}:
+            return lambda row: file.write(_line(row))
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        return writer.writerow
 
-    def close(self) -> None:
-        """Put everything on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+
+def _told(row: Noted, end: str) -> dict[str, object]:
+    return {
+        "line": row.line,
+        "agent_code": row.agent_code,
+        "amount": row.amount,
+        "reference": row.reference,
+        "outcome": end,
+        "move_id": row.move_id,
+        "code": row.code,
+        "reason": row.reason,
+    }
+
+
+def _line(row: dict[str, object]) -> str:
+    # A number, as exact as it is.
+    return (
+        _ENCODER.encode({**row, "amount": Decimal(str(row["amount"]))}).decode() + "\n"
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Generator[TextIO]:
+    """Write a file that is there as a whole, or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @attrs.define(eq=False)
 class Summary:
     """How a run ended."""
 
-    run: str
-    results: Path
+    files: Files
     ends: Counter[str] = attrs.field(factory=Counter)
     total: Decimal = Decimal(0)
+    # Of all runs of the plan.
+    all_ends: Counter[str] = attrs.field(factory=Counter)
     busy: int = 0
     seconds: float = 0.0
     stopped: str | None = None
@@ -153,6 +167,16 @@ class Summary:
     def rows(self) -> int:
         """How many rows came to an end."""
         return self.ends.total()
+
+    @property
+    def before(self) -> int:
+        """How many rows an earlier run had moved."""
+        return self.all_ends["moved"] - self.ends["moved"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there was nothing left to do."""
+        return not (self.ends or self.stopped or self.interrupted)
 
     @property
     def rate(self) -> float:
@@ -173,9 +197,10 @@ class Summary:
     def as_dict(self) -> dict[str, object]:
         """Return it for programs."""
         return {
-            "run": self.run,
             # A name that is no UTF-8 has no JSON form.
-            "results": os.fsencode(self.results).decode("utf-8", "replace"),
+            "journal": os.fsencode(self.files.journal).decode("utf-8", "replace"),
+            "results": os.fsencode(self.files.results).decode("utf-8", "replace"),
+            "moved_before": self.before,
             **{end: self.ends[end] for end in ("moved", "refused")},
             **{end: self.ends[end] for end in ("not_sent", "unknown")},
             "total": self.total,
@@ -187,8 +212,8 @@ class Summary:
         }
 
 
-def _run_file(results: Path) -> Path:
-    return results.with_name(results.name + ".run")
+class _Stopped(Exception):  # noqa: N818 - no error: somebody wants it so
+    """The plan is not read on."""
 
 
 @attrs.define(eq=False)
@@ -205,30 +230,30 @@ class _Stop:
             task.cancel()
         self.interrupted = True
 
-    def note(self, done: Distributed, end: End) -> None:
+    def note(self, done: Distributed) -> None:
         """Stop where the rows behind have no chance."""
         if isinstance(done.error, CredentialError | UnsupportedError):
             self.reason = str(done.error)
-        self._missed = self._missed + 1 if end == "not_sent" else 0
+        self._missed = self._missed + 1 if done.end == "not_sent" else 0
         if self._missed >= _GONE:
             self.reason = f"{_GONE} rows in a row were not sent: {done.error}"
 
     def through(self, rows: Iterator[PlanRow]) -> Iterator[PlanRow]:
         for row in rows:
             if self.reason or self.interrupted:
-                return
+                # No end of the plan: the journal would take it for one.
+                raise _Stopped
             yield row
 
 
 async def distribute(
     session: Session,
     rows: Iterator[PlanRow],
-    results: Results,
-    run: str,
+    files: Files,
     tell: Callable[[Summary], None],
 ) -> Summary:
     """
-    Carry out a plan that has been checked.
+    Carry out a plan that has been checked, or what is left of it.
 
     An interrupt (Ctrl-C, SIGTERM, SIGHUP) stops the reading of the plan; the rows
     that are under way end, and are in the results. A second one gives them up. A
@@ -239,17 +264,18 @@ async def distribute(
 
         rows: The plan.
 
-        results: Where every row's outcome is written.
-
-        run: The name that makes the rows repeatable.
+        files: Its journal, and where every row's outcome is written.
 
         tell: Called after each row.
 
     Returns:
         How it ended.
+
+    Raises:
+        UsageError: The plan is another than the journal's. Nothing was sent.
     """
     stop = _Stop()
-    summary = Summary(run, results.path)
+    summary = Summary(files)
     before = session.gate.statistics().busy_answers
     began = time.monotonic()
     loop = asyncio.get_running_loop()
@@ -257,36 +283,28 @@ async def distribute(
     for number in _INTERRUPTS:
         loop.add_signal_handler(number, stop.interrupt, task)
     try:
-        async for done in session.points.distribute(stop.through(rows), run=run):
-            end = _end(done)
-            try:
-                results.add(done, end)
-            except OSError as error:
-                # The rows under way end all the same, and are counted.
-                stop.reason = f"{results.path}: {error.strerror}; it is not complete"
-            summary.ends[end] += 1
-            if done.move is not None:
-                summary.total += done.move.amount
-            stop.note(done, end)
-            summary.seconds = time.monotonic() - began
-            summary.busy = session.gate.statistics().busy_answers - before
-            tell(summary)
+        run = session.points.distribute(stop.through(rows), journal=files.journal)
+        async with contextlib.aclosing(run) as ended:
+            async for done in ended:
+                summary.ends[done.end] += 1
+                if done.move is not None:
+                    summary.total += done.move.amount
+                stop.note(done)
+                summary.seconds = time.monotonic() - began
+                summary.busy = session.gate.statistics().busy_answers - before
+                tell(summary)
+    except _Stopped:
+        pass
+    except JournalError as error:
+        stop.reason = str(error)
     finally:
         for number in _INTERRUPTS:
             loop.remove_signal_handler(number)
-        try:
-            results.close()
-        except OSError as error:
-            stop.reason = f"{results.path}: {error.strerror}"
+    try:
+        summary.all_ends = await files.write()
+    except (OSError, JournalError) as error:
+        summary.all_ends = summary.ends
+        why = getattr(error, "strerror", None) or error
+        stop.reason = stop.reason or f"{files.results}: {why}; the journal has it all"
     summary.stopped, summary.interrupted = stop.reason, stop.interrupted
     return summary
-
-
-def _end(done: Distributed) -> End:
-    if done.error is None:
-        return "moved"
-    if done.error.happened == "maybe":
-        return "unknown"
-    if isinstance(done.error, RefusedError):
-        return "refused"
-    return "not_sent"

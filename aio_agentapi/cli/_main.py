@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from aio_agentapi.cli import (
     _call,
     _demo,
     _games,
+    _payments,
     _points,
     _sandbox,
     _users,
@@ -42,12 +44,14 @@ def main(
     context: click.Context, account: str | None, config: Path | None, token: str | None
 ) -> None:
     """
-    Move points, and manage agents, from the command line.
+    Move points and money, and manage agents, from the command line.
 
     The service and the token come from AGENTAPI_BASE_URL and AGENTAPI_TOKEN, or
     from an account in the configuration file (--account). A token is never given
     on the command line: others on the machine can read it there.
     """
+    # What is worth knowing, the commands say themselves.
+    logging.getLogger("aio_agentapi").addHandler(logging.NullHandler())
     keep_account(context, account, config, token)
 
 
@@ -58,6 +62,7 @@ main.add_command(_agents.agents)
 main.add_command(_points.points)
 main.add_command(_users.users)
 main.add_command(_users.wallets)
+main.add_command(_payments.payments)
 main.add_command(_users.transactions)
 main.add_command(_games.games)
 main.add_command(_call.call)

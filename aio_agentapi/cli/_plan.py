@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import re
@@ -77,13 +76,10 @@ class PlanFile:
         name: What it is called in messages.
 
         form: CSV or JSON Lines.
-
-        digest: A short name of its content.
     """
 
     name: str
     form: Form
-    digest: str
     _file: io.TextIOWrapper = attrs.field(alias="file")
 
     @classmethod
@@ -109,7 +105,6 @@ class PlanFile:
                 with open(source, "rb", closefd=path != "-") as file:
                     shutil.copyfileobj(file, copy)
                 copy.seek(0)
-                digest = hashlib.file_digest(copy, "sha256").hexdigest()[:12]
                 stack.pop_all()
         except OSError as error:
             msg = f"{name}: {error.strerror}"
@@ -119,7 +114,7 @@ class PlanFile:
         text = io.TextIOWrapper(
             copy, encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
-        return cls(name, form, digest, text)
+        return cls(name, form, text)
 
     def close(self) -> None:
         """Forget the copy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from aio_agentapi.cli._command import (
     runs,
     tell_reference,
 )
-from aio_agentapi.cli._distribute import Results, Summary, distribute
+from aio_agentapi.cli._distribute import Files, Summary, distribute
 from aio_agentapi.cli._plan import Checked, Form, PlanFile
 from aio_agentapi.errors import UsageError
 
@@ -131,9 +130,9 @@ async def history(context: click.Context, after: int, as_json: bool) -> None:
     help="Of the plan; by the ending of its name.",
 )
 @click.option(
-    "--resume",
-    metavar="RUN",
-    help="Go on with a run of this plan: what has moved moves only once.",
+    "--journal",
+    type=click.Path(path_type=Path),
+    help="What keeps the state of the run; beside the plan.",
 )
 @as_json_option
 @click.pass_context
@@ -143,7 +142,7 @@ def distribute_(
     plan: str,
     results: Path | None,
     form: Form | None,
-    resume: str | None,
+    journal: Path | None,
     as_json: bool,
 ) -> int:
     """
@@ -153,6 +152,9 @@ def distribute_(
     reference; or JSON Lines with these members; or - for standard input, which
     needs --results. The whole plan is checked before anything is sent; if a row is
     malformed, nothing is.
+
+    A run that was stopped, however hard, goes on with the same command: what has
+    moved moves only once.
     """
     if plan == "-" and results is None:
         msg = "a plan from standard input needs --results"
@@ -161,13 +163,14 @@ def distribute_(
     file = PlanFile.open(plan, form)
     try:
         target = results or Path(f"{plan}.results.{file.form}")
-        Results.check(target)
+        beside = f"{target if plan == '-' else plan}.journal"
+        files = Files(journal or Path(beside), target)
+        files.check()
         checked = file.check()
         if checked.wrong_rows:
             _tell_wrong(file.name, checked)
             return WRONG
-        run = _run_name(file.digest, resume)
-        summary = asyncio.run(_distribute(context, file, checked, target, run))
+        summary = asyncio.run(_distribute(context, file, checked, files))
     finally:
         file.close()
     with last_words():
@@ -178,35 +181,25 @@ def distribute_(
     return summary.code
 
 
-def _run_name(digest: str, resume: str | None) -> str:
-    """Name a run after its plan, so that it is not resumed with another one."""
-    if resume is None:
-        return f"{secrets.token_hex(8)}-{digest}"
-    if not re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{12}", resume):
-        msg = "--resume: the name of a run, as it was told when it began"
-        raise UsageError(msg)
-    if not resume.endswith(digest):
-        msg = "--resume: that run was of another plan; give the same one, unchanged"
-        raise UsageError(msg)
-    return resume
-
-
 async def _distribute(
-    context: click.Context, file: PlanFile, checked: Checked, target: Path, run: str
+    context: click.Context, file: PlanFile, checked: Checked, files: Files
 ) -> Summary:
     async with open_session(context) as session:
-        # Before the results are made: whatever is wrong with the account or the
+        # Before the journal is made: whatever is wrong with the account or the
         # service is said once, not on every row.
         await session.agents.info()
-        results = Results.create(target, run)
-        click.echo(f"agentapi: run {run}", err=True)
         with bar(checked.rows) as tell:
-            return await distribute(session, file.rows(), results, run, tell)
+            return await distribute(session, file.rows(), files, tell)
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Write the end of a run for people."""
     ends = summary.ends
+    if summary.before:
+        yield f"had moved   {summary.before:,} rows in an earlier run"
+    if summary.is_finished:
+        yield "This run is finished: every row of the plan has moved."
+        return
     yield f"moved       {ends['moved']:,} rows, {_show.money(summary.total)} points"
     for end, label in (
         ("refused", "refused   "),
@@ -217,16 +210,13 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             yield f"{label}  {ends[end]:,} rows"
     yield f"time        {summary.seconds:.2f} s, {summary.rate:,.0f} calls/s"
     yield f"1018 met    {summary.busy:,}"
-    yield f"results     {summary.results}"
+    yield f"results     {summary.files.results}"
     if summary.stopped:
         yield f"stopped     {summary.stopped}; the rows behind were not sent"
     if summary.interrupted:
         yield "interrupted, the rows behind were not sent"
     if summary.stopped or summary.interrupted or ends["not_sent"] or ends["unknown"]:
-        yield (
-            f"The same plan with --resume {summary.run} and other --results goes"
-            " on: what has moved moves only once."
-        )
+        yield "The same command goes on: what has moved moves only once."
 
 
 @contextmanager

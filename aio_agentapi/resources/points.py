@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import attrs
 
 from aio_agentapi._batch import run_many
 from aio_agentapi._channel import Channel
+from aio_agentapi._progress import End, Noted, Progress, canonical
 from aio_agentapi._types import AgentCode, Amount, Operation, Query, exact
-from aio_agentapi.errors import AgentAPIError, UsageError
+from aio_agentapi.errors import AgentAPIError, RefusedError, UsageError
 
 __all__ = [
     "Distributed",
@@ -27,6 +31,9 @@ __all__ = [
 
 # The service's own bound on the rows of a page.
 _PAGE: Final = 2000
+
+# Rows of a plan that are read at a stretch.
+_TURN: Final = 1000
 
 # Of a reference of 64 characters, what is left beside the position of a row.
 _RUN: Final = re.compile(r"[!-~]{1,40}")
@@ -112,6 +119,15 @@ class Distributed:
     reference: str
     move: PointMove | None = None
     error: AgentAPIError | None = None
+
+    @property
+    def end(self) -> End:
+        """How it ended: ``moved``, ``refused``, ``not_sent`` or ``unknown``."""
+        if self.error is None:
+            return "moved"
+        if self.error.happened == "maybe":
+            return "unknown"
+        return "refused" if isinstance(self.error, RefusedError) else "not_sent"
 
 
 @attrs.frozen(kw_only=True)
@@ -256,7 +272,11 @@ class Points:
             after = page[-1].move_id
 
     async def distribute(
-        self, plan: Plan, *, run: str | None = None
+        self,
+        plan: Plan,
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        run: str | None = None,
     ) -> AsyncGenerator[Distributed]:
         """
         Move points to many direct children, at full speed in the batch lane.
@@ -264,18 +284,34 @@ class Points:
         The plan may be of any length: rows are taken as there is room for them,
         and memory does not grow with it. A row that fails stops no other.
 
+        With a journal it goes on where it was stopped, by whatever: the same plan
+        with the same journal moves what has not moved, and nothing twice. A run
+        that has come to its end yields nothing when it is run again, unless rows
+        failed: those are tried again.
+
         Args:
             plan: Rows, or pairs of agent_code and amount.
 
+            journal: A file that keeps what became of each row, made if it is not
+                there. None: nothing is kept.
+
             run: A name of this run, up to 40 visible ASCII characters: a row
                 without a reference gets this and its position, so the same plan
-                under the same name moves nothing twice. None: a new one.
+                under the same name moves nothing twice. None: a new one, or that
+                of the journal.
 
         Yields:
-            What became of each row, as it comes, not in the order of the plan.
+            What became of each row, as it comes, not in the order of the plan; of
+            those that have moved before, nothing.
 
         Raises:
-            UsageError: A name of the run that cannot be. Nothing was sent.
+            UsageError: A name of the run that cannot be, or is not the journal's;
+                or the plan is another than the journal's, with the first line that
+                differs. Nothing was sent.
+
+            JournalError: The journal cannot be read or written. Nothing was sent,
+                or, in the middle of a run, it is safe to run it again: nothing
+                moved twice.
 
             Exception: What the plan raised while it was read, after what became
                 of the rows before it.
@@ -283,34 +319,50 @@ class Points:
         Source:
             Contract 5, points: ``points/transfer``.
         """
-        run = secrets.token_hex(8) if run is None else run
-        if not _RUN.fullmatch(run):
+        if run is not None and not _RUN.fullmatch(run):
             msg = "run: 1 to 40 visible ASCII characters"
             raise UsageError(msg)
         channel = attrs.evolve(
             self._channel, settings=attrs.evolve(self._channel.settings, lane="batch")
         )
         batch = Points(channel)
-        async with contextlib.aclosing(
-            run_many(batch._give, _numbered(plan, run))
-        ) as outcomes:
+        async with contextlib.AsyncExitStack() as stack:
+            progress = None
+            if journal is not None:
+                progress = await Progress.open(Path(journal), run)
+                stack.push_async_callback(progress.aclose)
+                run = progress.run
+            jobs = _jobs(plan, run or secrets.token_hex(8))
+            if progress is not None:
+                jobs = _unfinished(progress, jobs)
+            outcomes = await stack.enter_async_context(
+                contextlib.aclosing(run_many(batch._give, jobs))
+            )
             async for outcome in outcomes:
                 if outcome.error is not None:
                     raise outcome.error
-                if outcome.value is not None:
-                    yield outcome.value
+                if outcome.value is None:
+                    continue
+                if progress is not None:
+                    _note(progress, outcome.item, outcome.value)
+                    if progress.is_due:
+                        await progress.write()
+                yield outcome.value
 
-    async def _give(self, row: tuple[int, PlanRow, str]) -> Distributed:
-        line, wanted, reference = row
+    async def _give(self, job: _Job) -> Distributed:
         move, error = None, None
         try:
             move = await self.transfer(
-                wanted.agent_code, wanted.amount, reference=reference
+                job.row.agent_code, job.row.amount, reference=job.reference
             )
         except AgentAPIError as caught:
             error = caught
         return Distributed(
-            line=line, row=wanted, reference=reference, move=move, error=error
+            line=job.line,
+            row=job.row,
+            reference=job.reference,
+            move=move,
+            error=error,
         )
 
     async def _move(
@@ -328,22 +380,77 @@ class Points:
         return await self._channel.call(Query(operation, body))
 
 
-async def _numbered(plan: Plan, run: str) -> AsyncIterator[tuple[int, PlanRow, str]]:
+@attrs.frozen
+class _Job:
+    """A row of a plan, with all that its move needs."""
+
+    position: int
+    line: int
+    row: PlanRow
+    reference: str
+
+
+async def _jobs(plan: Plan, run: str) -> AsyncGenerator[_Job]:
     position = 0
     if isinstance(plan, AsyncIterable):
         async for row in plan:
             position += 1
-            yield _addressed(position, row, run)
+            yield _job(position, row, run)
     else:
         for row in plan:
             position += 1
-            yield _addressed(position, row, run)
+            yield _job(position, row, run)
 
 
-def _addressed(
-    position: int, row: PlanRow | tuple[AgentCode, Amount], run: str
-) -> tuple[int, PlanRow, str]:
+def _job(position: int, row: PlanRow | tuple[AgentCode, Amount], run: str) -> _Job:
     full = row if isinstance(row, PlanRow) else PlanRow(*row)
     line = position if full.line is None else full.line
     # By position: lines are the caller's, and two rows may have the same.
-    return line, full, full.reference or f"{run}-{position}"
+    return _Job(position, line, full, full.reference or f"{run}-{position}")
+
+
+async def _unfinished(
+    progress: Progress, jobs: AsyncGenerator[_Job]
+) -> AsyncGenerator[_Job]:
+    """Leave out what has moved already, and note what is taken."""
+
+    async def notes() -> AsyncGenerator[Noted]:
+        async for job in jobs:
+            yield _noted(job)
+            if job.position % _TURN == 0:
+                # A long plan that is compared leaves the loop to others.
+                await asyncio.sleep(0)
+
+    async with contextlib.aclosing(progress.through(notes())) as rows:
+        async for noted in rows:
+            yield _as_job(noted)
+
+
+def _noted(job: _Job) -> Noted:
+    row = job.row
+    return Noted(
+        job.position,
+        job.line,
+        row.agent_code,
+        canonical(row.amount),
+        job.reference,
+        row.reference is not None,
+    )
+
+
+def _as_job(noted: Noted) -> _Job:
+    reference = noted.reference if noted.own else None
+    row = PlanRow(noted.agent_code, noted.amount, reference, noted.line)
+    return _Job(noted.position, noted.line, row, noted.reference)
+
+
+def _note(progress: Progress, job: _Job, done: Distributed) -> None:
+    noted = _noted(job)
+    noted.phase = done.end
+    if done.move is not None:
+        noted.move_id = done.move.move_id
+    if done.error is not None:
+        noted.reason = done.error.message
+    if isinstance(done.error, RefusedError):
+        noted.code = done.error.code
+    progress.note(noted)

@@ -293,7 +293,7 @@ async def test_the_main_job(tmp_path: Path) -> None:
         plan = tmp_path / "plan.csv"
         plan.write_text(HEAD + "".join(f"{code},{amount}\n" for code, amount in rows))
         ran = await run(service, "points", "distribute", plan, "--json")
-        assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+        assert (ran.code, ran.err) == (1, "")
         gauge = await service.gauge("operator")
         after = await session.points.balance()
         balances = {a.agent_code: a.balance async for a in session.agents.list()}
@@ -334,28 +334,27 @@ async def test_the_main_job(tmp_path: Path) -> None:
     assert len({row["reference"] for row in results}) == 10_000
 
 
-async def test_the_same_plan_again_is_not_run_by_mistake(
+async def test_the_same_plan_again_moves_nothing(
     service: SandboxProcess, tmp_path: Path
 ) -> None:
-    """The results are in the way; with the run's name nothing moves twice."""
+    """A run that is finished says so; results without a journal are in the way."""
     async with connect(service) as session:
         shop, other = await shops(session)
         plan = tmp_path / "plan.csv"
         plan.write_text(f"{HEAD}{shop},1\n{other},2\n")
         ran = await run(service, "points", "distribute", plan)
         assert (ran.code, "moved       2 rows, 3" in ran.out) == (0, True)
-        ran = await run(service, "points", "distribute", plan)
-        assert (ran.code, "earlier run" in ran.err) == (2, True)
-        assert await session.points.balance() == 499_997
-        run_name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
+        served = (await service.gauge("operator")).served
         again = tmp_path / "again.jsonl"
-        ran = await run(
-            service,
-            *("points", "distribute", plan, "--resume", run_name, "--results", again),
-        )
-        assert ran.code == 0
+        ran = await run(service, "points", "distribute", plan, "--results", again)
+        assert (ran.code, "This run is finished" in ran.out) == (0, True)
+        assert (await service.gauge("operator")).served == served + 1
         assert await session.points.balance() == 499_997
         assert len(again.read_text().splitlines()) == 2
+        (tmp_path / "plan.csv.journal").unlink()
+        ran = await run(service, "points", "distribute", plan)
+        assert (ran.code, "Move it away" in ran.err) == (2, True)
+        assert await session.points.balance() == 499_997
 
 
 @pytest.mark.parametrize(
@@ -443,9 +442,9 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
         assert process.returncode == 130
-        assert err.startswith(b"agentapi: run ")
+        assert err == b""
         assert b"the rows behind were not sent" in out
-        assert b"--resume " in out
+        assert b"The same command goes on" in out
         results = tmp_path / "plan.csv.results.csv"
         moved = results.read_text().count(",moved,")
         assert 0 < moved < 20_000
@@ -453,6 +452,7 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
         assert moved == len(history)
 
         results.unlink()
+        (tmp_path / "plan.csv.journal").unlink()
         served = (await service.gauge("operator")).served
         process = await begin(service, "points", "distribute", plan)
         await until_served(service, served + 300)
@@ -555,7 +555,7 @@ async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> 
 async def test_the_end_of_a_batch_job_loses_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Signals end a run in order; the name of the run was on disk before it began."""
+    """Signals end a run in order, and the same command goes on with it."""
     async with (
         SandboxProcess(Switches(latency=0.02)) as service,
         connect(service) as session,
@@ -570,14 +570,9 @@ async def test_the_end_of_a_batch_job_loses_nothing(
         assert process.returncode == 130
         moved = (tmp_path / "plan.csv.results.csv").read_text().count(",moved,")
         assert await session.points.balance() == 500_000 - moved
-        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
-        assert name in err.decode()
-        assert name in out.decode()
-        rest = tmp_path / "rest.csv"
-        ran = await run(
-            service, "points", "distribute", plan, "--resume", name, "--results", rest
-        )
-        assert ran.code == 0
+        assert (err, b"The same command goes on" in out) == (b"", True)
+        ran = await run(service, "points", "distribute", plan)
+        assert (ran.code, f"had moved   {moved:,} rows" in ran.out) == (0, True)
         assert await session.points.balance() == 500_000 - 3000
 
 
@@ -594,12 +589,7 @@ async def test_a_kill_loses_nothing_either(tmp_path: Path) -> None:
         await until_served(service, 150)
         process.kill()
         await process.communicate()
-        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
-        rest = tmp_path / "rest.csv"
-        ran = await run(
-            service, "points", "distribute", plan, "--resume", name, "--results", rest
-        )
-        assert ran.code == 0
+        assert (await run(service, "points", "distribute", plan)).code == 0
         assert await session.points.balance() == 500_000 - 1000
 
 
@@ -623,25 +613,28 @@ async def test_a_second_interrupt_gives_up(tmp_path: Path) -> None:
         assert process.returncode == 130
 
 
-async def test_a_run_is_resumed_with_its_own_plan_alone(
+async def test_a_run_goes_on_with_its_own_plan_alone(
     service: SandboxProcess, tmp_path: Path
 ) -> None:
-    """An empty name, another's, or a changed plan moves nothing; code 2."""
+    """A plan that differs, is shorter or longer moves nothing, and is told where."""
     async with connect(service) as session:
-        shop, _ = await shops(session)
+        shop, other = await shops(session)
         plan = tmp_path / "plan.csv"
-        plan.write_text(f"{HEAD}{shop},1\n")
-        assert (await run(service, "points", "distribute", plan)).code == 0
-        name = (tmp_path / "plan.csv.results.csv.run").read_text().strip()
         plan.write_text(f"{HEAD}{shop},1\n{shop},2\n")
-        for wrong, said in (("", "name of a run"), ("x", "name of"), (name, "another")):
-            ran = await run(
-                service,
-                *("points", "distribute", plan, "--resume", wrong),
-                *("--results", tmp_path / "other.csv"),
-            )
-            assert (ran.code, said in ran.err) == (2, True)
-        assert await session.points.balance() == 499_999
+        assert (await run(service, "points", "distribute", plan)).code == 0
+        for rows, said in (
+            (f"{shop},1\n{shop},3\n", "line 3: "),
+            (f"{other},1\n{shop},2\n", "line 2: "),
+            (f"{shop},1\n", "ends before it"),
+            (f"{shop},1\n{shop},2\n{shop},3\n", "line 4: "),
+        ):
+            plan.write_text(HEAD + rows)
+            ran = await run(service, "points", "distribute", plan)
+            assert (ran.code, said in ran.err) == (2, True), ran.err
+            assert "Nothing was sent" in ran.err
+        plan.write_text(f"{HEAD}\n{shop},1.0000\n{shop},2\n")
+        assert (await run(service, "points", "distribute", plan)).code == 0
+        assert await session.points.balance() == 499_997
 
 
 async def test_a_plan_is_what_it_was_when_it_was_checked(tmp_path: Path) -> None:
