@@ -19,6 +19,7 @@ A user's turn is a place in a line here, for the tasks of one process, and the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -34,14 +35,18 @@ from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
     JournalError,
-    NotSentError,
     OutcomeUnknownError,
+    RefusedError,
+    UnsupportedError,
 )
 
 _LOG: Final = logging.getLogger("aio_agentapi.payments")
 
 # Seconds between two looks for intents that are older than they are kept.
 _PRUNING: Final = 3600.0
+
+# Of an answer. After anything else that is sure, it may be sent again.
+_REFUSALS: Final = (RefusedError, UnsupportedError)
 
 _NAN: Final = Decimal("NaN")
 
@@ -68,12 +73,12 @@ class Entry:
             return
         told = str(outcome)
         sure = isinstance(outcome, AgentAPIError) and outcome.happened == "no"
-        if not sure:
-            if waiting:
-                self._note(Phase.UNKNOWN, note=told)
-        elif not waiting:
-            self._note(Phase.ABSENT, note=told)
-        elif not isinstance(outcome, BusyError | NotSentError):
+        if not waiting:
+            if sure:
+                self._note(Phase.ABSENT, note=told)
+        elif not sure:
+            self._note(Phase.UNKNOWN, note=told)
+        elif isinstance(outcome, _REFUSALS) and not isinstance(outcome, BusyError):
             self._note(Phase.REFUSED, note=told)
 
     def leave(self, *, running: bool) -> None:
@@ -147,6 +152,8 @@ class Cashier:
     on_payment: Callable[[], None] | None = attrs.field(init=False, default=None)
     _lines: dict[UserCode, _Line] = attrs.field(init=False, factory=dict)
     _pruned: float = attrs.field(init=False, default=0.0)
+    # For whoever waits until no payment is under way.
+    _quiet: asyncio.Event | None = attrs.field(init=False, default=None)
 
     @asynccontextmanager
     async def turn(self, user: UserCode, until: float | None) -> AsyncGenerator[None]:
@@ -174,6 +181,17 @@ class Cashier:
             line.users -= 1
             if not line.users:
                 del self._lines[user]
+                if self._quiet is not None and not self._lines:
+                    self._quiet.set()
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until no payment is under way, so many seconds at most."""
+        if not self._lines:
+            return
+        self._quiet = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._quiet.wait()
 
     async def begin(self, intent: Intent, *, block_unknown: bool) -> Entry | None:
         """

@@ -233,20 +233,17 @@ class Channel:
         Raises:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
-        loop = self._home.check()
-        total = self.settings.deadline
-        call = _Call(None if total is None else loop.time() + total)
+        call = self._call()
         operation, body = PAYMENTS[intent.operation], intent.body
         try:
-            text = self._wire.encode(body)
-            until = self._patience(call, loop.time())
+            until = self._patience(call, asyncio.get_running_loop().time())
             async with self._turn(call, intent, until):
                 entry = await self._begin(call, intent, until)
                 if entry.intent.phase is not Phase.SENT:
                     return recall(entry.intent)
                 call.entry = entry
                 try:
-                    moved = await self._repeat(call, operation, text, body, again=False)
+                    moved = await self._run(operation, body, again=False, call=call)
                 finally:
                     entry.leave(running=call.left is not None)
                 await entry.written()
@@ -318,46 +315,42 @@ class Channel:
             await self._transport.aclose()
 
     async def _run(
-        self, operation: Operation[T], body: Mapping[str, Json], *, again: bool
+        self,
+        operation: Operation[T],
+        body: Mapping[str, Json],
+        *,
+        again: bool,
+        call: _Call | None = None,
     ) -> T:
-        loop = self._home.check()
-        total = self.settings.deadline
-        call = _Call(None if total is None else loop.time() + total)
+        call = call or self._call()
         try:
             text = self._wire.encode(body)
-            return await self._repeat(call, operation, text, body, again=again)
+            while True:
+                try:
+                    if operation.paced is None:
+                        return await self._sent(call, operation, text, again=again)
+                    place = (operation.name, body.get(operation.paced))
+                    return await self._read(call, operation, text, place, again=again)
+                except NotSentError as error:
+                    await self._rest(call, error)
+                except BusyError:
+                    # Only of a feed, which was read too early: in its next turn.
+                    pass
+                except OutcomeUnknownError as error:
+                    call.doubt = call.doubt or error
+                    if not again:
+                        raise
+                    await self._rest(call, error)
         except AgentAPIError as error:
             verdict = _verdict(call, operation, error)
             _sign(verdict, call, operation, body)
         # After the block: its context would lead into the frames of a sending.
         raise verdict
 
-    async def _repeat(
-        self,
-        call: _Call,
-        operation: Operation[T],
-        text: bytes,
-        body: Mapping[str, Json],
-        *,
-        again: bool,
-    ) -> T:
-        """Send, as often as it may be."""
-        while True:
-            try:
-                if operation.paced is None:
-                    return await self._sent(call, operation, text, again=again)
-                place = (operation.name, body.get(operation.paced))
-                return await self._read(call, operation, text, place, again=again)
-            except NotSentError as error:
-                await self._rest(call, error)
-            except BusyError:
-                # Only of a feed, which was read too early: in its next turn.
-                pass
-            except OutcomeUnknownError as error:
-                call.doubt = call.doubt or error
-                if not again:
-                    raise
-                await self._rest(call, error)
+    def _call(self) -> _Call:
+        loop = self._home.check()
+        total = self.settings.deadline
+        return _Call(None if total is None else loop.time() + total)
 
     @asynccontextmanager
     async def _turn(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, Self, cast
 
+import anyio
 import attrs
 
 from aio_agentapi._cashier import Cashier
@@ -332,10 +333,17 @@ class SessionManager:
         for channel in self._channels:
             # At once, also where this task gets no further.
             channel.close()
-        async with asyncio.TaskGroup() as group:
-            for channel in self._channels:
-                group.create_task(channel.aclose())
-        await self._store.aclose()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for channel in self._channels:
+                    group.create_task(channel.aclose())
+        finally:
+            with anyio.CancelScope(shield=True):
+                for channel in self._channels:
+                    # Each payment is told by now, and what it writes down is to be
+                    # in the store.
+                    await channel.cashier.idle(self._settings.drain)
+                await self._store.aclose()
 
     def __repr__(self) -> str:
         closed = ", closed" if self._closed else ""

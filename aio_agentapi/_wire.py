@@ -73,8 +73,9 @@ CODES: Final[Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]]
     2020: ("FREEROUND_NO_EXIST", NotFoundError),
 }
 
-# Statuses that speak of the path and not of the call, where no envelope does.
-_NO_SUCH_PATH: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
+# Statuses that speak of the path and not of the call, where no envelope does. Not
+# 303: it tells where to look when a call was carried out.
+_NO_SUCH_PATH: Final = frozenset({301, 302, 307, 308, 404, 405})
 
 _INT64: Final = 2**63
 

@@ -267,7 +267,7 @@ class Spoilt:
     settings: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-NO_PATH: Final = (301, 302, 303, 307, 308, 404, 405)
+NO_PATH: Final = (301, 302, 307, 308, 404, 405)
 SPOILT: Final = [
     *(
         Spoilt("html", status, OutcomeUnknownError)

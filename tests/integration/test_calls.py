@@ -307,7 +307,7 @@ async def test_users_and_their_money(box: Sandbox) -> None:
 
 async def test_the_feed_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Page by page, oldest first, each row once."""
-    monkeypatch.setattr("aio_agentapi.resources.transactions._PAGE", 10)
+    monkeypatch.setattr("aio_agentapi.resources.transactions.PAGE", 10)
     async with Sandbox(clock=ManualClock()) as box, connect(box, "shop_1") as shop:
         user = (await shop.users.create("anna")).user_code
         for _ in range(12):

@@ -423,7 +423,7 @@ async def test_rows_that_move_meanwhile_are_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """New ones in the middle of a reading, and old ones that are deleted."""
-    monkeypatch.setattr("aio_agentapi.resources.transactions._PAGE", 10)
+    monkeypatch.setattr("aio_agentapi.resources.transactions.PAGE", 10)
     clock = ManualClock()
     async with (
         Sandbox(Switches(feed_spacing=0), clock=clock) as box,
@@ -448,7 +448,7 @@ async def test_rows_that_move_meanwhile_are_read_again(
 
 async def test_rows_that_never_rest_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be missing is not kept silent, and the reading is bounded."""
-    monkeypatch.setattr("aio_agentapi.resources.transactions._PAGE", 10)
+    monkeypatch.setattr("aio_agentapi.resources.transactions.PAGE", 10)
     async with (
         Sandbox(Switches(feed_spacing=0), clock=ManualClock()) as box,
         connect(box, "shop_1", feed_interval=0.001) as shop,

@@ -269,7 +269,7 @@ def test_what_is_no_envelope_may_have_happened(text: bytes) -> None:
         assert len(str(error)) < 1000
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 404, 405])
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 404, 405])
 def test_no_envelope_and_no_such_path(status: int) -> None:
     """A missing path or a redirect is told apart: nothing happened."""
     assert isinstance(raises(INFO, b"404: Not Found", status), UnsupportedError)
