@@ -54,9 +54,9 @@ class Phase(enum.StrEnum):
     REFUSED = "refused"
     NOT_SENT = "not_sent"
     UNKNOWN = "unknown"
+    NEEDS_PERSON = "needs_person"
     CONFIRMED = "confirmed"
     ABSENT = "absent"
-    NEEDS_PERSON = "needs_person"
 
 
 DEPOSIT: Final = Operation(name="wallets.deposit", effect="money", returns=Moved)
@@ -79,9 +79,9 @@ MOVES: Final[Mapping[Phase, tuple[Phase, ...]]] = MappingProxyType(
         Phase.REFUSED: (),
         Phase.NOT_SENT: (),
         Phase.UNKNOWN: (Phase.CONFIRMED, Phase.ABSENT, Phase.NEEDS_PERSON),
+        Phase.NEEDS_PERSON: (Phase.CONFIRMED, Phase.ABSENT),
         Phase.CONFIRMED: (),
         Phase.ABSENT: (),
-        Phase.NEEDS_PERSON: (Phase.CONFIRMED, Phase.ABSENT),
     }
 )
 

@@ -1,8 +1,7 @@
 """
 The two homes of the journal: memory, and a file that survives.
 
-Both are SQLite, so that the rules of :mod:`aio_agentapi._journal` are written once,
-as statements: what must be so for all processes is an index of the file.
+Both are SQLite, so that the rules are written once: :mod:`aio_agentapi._books`.
 
 A file has one writer thread in each process. It does what was handed over meanwhile
 in one transaction: payments that run side by side share a sync of the disk.
@@ -26,336 +25,25 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Collection
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 
-from aio_agentapi._journal import (
-    FINAL,
-    FREE,
-    MOVES,
-    Cursor,
-    Intent,
-    Phase,
-    Verdict,
-    moment,
-)
-from aio_agentapi._types import Moved, UserCode
-from aio_agentapi.errors import AgentAPIError, JournalError, UsageError
+from aio_agentapi._books import MARK, SCHEMA, VERSION, Books
+from aio_agentapi._journal import Cursor, Intent, Phase, Verdict
+from aio_agentapi._types import UserCode
+from aio_agentapi.errors import AgentAPIError, JournalError
 
 T = TypeVar("T")
 
 _LOG: Final = logging.getLogger("aio_agentapi.payments")
 
-_VERSION: Final = 1
-_MARK: Final = 0x61674A31
-
-
-def _words(phases: Collection[Phase]) -> str:
-    return ", ".join(f"'{phase}'" for phase in sorted(phases))
-
-
-# One turn of a user, one payment of a key and one intent of a row of the feed, for
-# all processes: the unique ones refuse a second.
-_SCHEMA: Final = f"""
-CREATE TABLE intents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    account TEXT NOT NULL,
-    operation TEXT NOT NULL,
-    user INTEGER NOT NULL,
-    amount TEXT,
-    key TEXT,
-    follows INTEGER,
-    phase TEXT NOT NULL,
-    owner INTEGER NOT NULL,
-    moved TEXT,
-    balance TEXT,
-    trans_id INTEGER,
-    note TEXT,
-    created REAL NOT NULL,
-    changed REAL NOT NULL,
-    lost REAL,
-    cursor INTEGER NOT NULL,
-    cursor_made REAL,
-    cursor_seen REAL,
-    longest REAL NOT NULL
-);
-CREATE INDEX users ON intents (account, user, id);
-CREATE UNIQUE INDEX turns ON intents (account, user) WHERE phase = 'sent';
-CREATE INDEX keys ON intents (account, key, id) WHERE key IS NOT NULL;
-CREATE UNIQUE INDEX paid ON intents (account, key)
-    WHERE key IS NOT NULL AND phase NOT IN ({_words(FREE)});
-CREATE INDEX followers ON intents (follows, id) WHERE follows IS NOT NULL;
-CREATE UNIQUE INDEX resent ON intents (follows)
-    WHERE follows IS NOT NULL AND phase NOT IN ({_words(FREE)});
-CREATE INDEX open ON intents (phase) WHERE phase NOT IN ({_words(FINAL)});
-CREATE UNIQUE INDEX proofs ON intents (account, trans_id) WHERE trans_id IS NOT NULL;
-CREATE TABLE cursors (
-    account TEXT PRIMARY KEY, trans_id INTEGER NOT NULL, made REAL, seen REAL
-) WITHOUT ROWID;
-"""
-
-_INTENTS: Final = (
-    "SELECT id, account, operation, user, amount, key, follows, phase, moved, balance,"
-    " trans_id, note, created, changed, lost, longest, cursor, cursor_made, cursor_seen"
-    " FROM intents "
-)
-
-_UNKNOWN: Final = (
-    "SELECT 1 FROM intents WHERE account = ? AND user = ?"
-    " AND phase IN ('unknown', 'needs_person') LIMIT 1"
-)
-
-# Seconds after which the row of a cursor may soon be gone: the feed is then read
-# from its oldest row.
-_STALE: Final = 24 * 3600.0
-
 # Seconds for which another process may keep the file.
 _PATIENCE: Final = 30.0
 
-# Works of one transaction, and rows that one look for old ones goes through.
+# Works of one transaction.
 _BATCH: Final = 500
-_PRUNED: Final = 10_000
-
-
-@attrs.define(eq=False)
-class _Books:
-    """The journal as statements on one connection; what each does is atomic."""
-
-    sql: sqlite3.Connection
-    owner: int
-    # Whether another owner may still be at work.
-    alive: Callable[[int], bool]
-
-    def begin(self, intent: Intent, now: float, *, block: bool) -> Intent | None:
-        first = self._first(intent)
-        if first is not None:
-            if not first.same(intent):
-                msg = (
-                    f"key: {intent.key!r} stands for another payment: intent"
-                    f" {first.id}. Nothing was sent"
-                )
-                raise UsageError(msg, intent=first.id)
-            if first.phase is Phase.SENT and not self._orphaned(first.id, now):
-                return None
-            if first.phase not in FREE:
-                return self.one(first.id)
-        # What its owner has left behind is nobody's turn.
-        user = (intent.account, intent.user_code)
-        turn = self.sql.execute(
-            "SELECT id FROM intents WHERE account = ? AND user = ? AND phase = 'sent'",
-            user,
-        ).fetchone()
-        if turn is not None and not self._orphaned(turn[0], now):
-            return None
-        if block and self._is_unknown(user):
-            return None
-        return self._insert(intent, first, now)
-
-    def _first(self, intent: Intent) -> Intent | None:
-        """Return the newest intent that stands for the same as this."""
-        if intent.key is not None:
-            return self.find(intent.account, intent.key)
-        if intent.follows is None:
-            return None
-        row = self.sql.execute(
-            f"{_INTENTS}WHERE follows = ? ORDER BY id DESC LIMIT 1", (intent.follows,)
-        ).fetchone()
-        return None if row is None else _intent(row)
-
-    def _is_unknown(self, user: tuple[str, UserCode]) -> bool:
-        return self.sql.execute(_UNKNOWN, user).fetchone() is not None
-
-    def _orphaned(self, number: int, now: float) -> bool:
-        """Take over what a dead owner has left in ``sent``; tell whether it was so."""
-        row = self.sql.execute(
-            "SELECT owner FROM intents WHERE id = ?", (number,)
-        ).fetchone()
-        if row[0] == self.owner or self.alive(row[0]):
-            return False
-        verdict = Verdict(
-            id=number,
-            phase=Phase.UNKNOWN,
-            note="whoever sent it has died before its answer was written down",
-        )
-        self.write([verdict], now)
-        return True
-
-    def _insert(self, intent: Intent, first: Intent | None, now: float) -> Intent:
-        cursor = self.cursor(intent.account)
-        if cursor.made_at is None or now - cursor.made_at.timestamp() > _STALE:
-            cursor = Cursor()
-        follows = intent.follows if intent.key is None or first is None else first.id
-        added = self.sql.execute(
-            "INSERT INTO intents (account, operation, user, amount, key, follows,"
-            " phase, owner, created, changed, longest, cursor, cursor_made,"
-            " cursor_seen) VALUES (?,?,?,?,?,?,'sent',?,?,?,?,?,?,?)",
-            (
-                intent.account,
-                intent.operation,
-                intent.user_code,
-                None if intent.amount is None else f"{intent.amount:f}",
-                intent.key,
-                follows,
-                self.owner,
-                now,
-                now,
-                intent.longest,
-                *_numbers(cursor),
-            ),
-        )
-        return attrs.evolve(
-            intent,
-            id=added.lastrowid or 0,
-            follows=follows,
-            phase=Phase.SENT,
-            created_at=moment(now),
-            changed_at=moment(now),
-            cursor=cursor,
-        )
-
-    def write(self, verdicts: Collection[Verdict], now: float) -> list[Intent]:
-        for verdict in verdicts:
-            intent = self.one(verdict.id)
-            if verdict.phase not in MOVES[intent.phase]:
-                continue
-            moved = verdict.moved
-            # A row of the feed proves one payment.
-            self.sql.execute(
-                "UPDATE OR IGNORE intents SET phase = ?, changed = ?, moved = ?,"
-                " balance = ?, trans_id = ?, note = ifnull(?, note),"
-                " lost = CASE WHEN ? THEN ? ELSE lost END WHERE id = ?",
-                (
-                    verdict.phase,
-                    now,
-                    None if moved is None else f"{moved.amount:f}",
-                    None if moved is None else f"{moved.balance:f}",
-                    verdict.trans_id,
-                    verdict.note,
-                    verdict.phase is Phase.UNKNOWN,
-                    now,
-                    verdict.id,
-                ),
-            )
-        return [self.one(verdict.id) for verdict in verdicts]
-
-    def one(self, number: int) -> Intent:
-        row = self.sql.execute(f"{_INTENTS}WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            msg = f"the journal has no intent {number}"
-            raise UsageError(msg, intent=number)
-        return _intent(row)
-
-    def intents(
-        self,
-        account: str | None,
-        phases: Collection[Phase],
-        user_code: UserCode | None,
-        ids: Collection[int],
-    ) -> list[Intent]:
-        terms, values = ["1"], list[object]()
-        if account is not None:
-            terms += ["account = ?"]
-            values += [account]
-        if user_code is not None:
-            terms += ["user = ?"]
-            values += [user_code]
-        if phases:
-            # As literals: what is not final has an index.
-            terms += [f"phase IN ({_words(phases)})"]
-            if not FINAL.intersection(phases):
-                terms += [f"phase NOT IN ({_words(FINAL)})"]
-        if ids:
-            terms += [f"id IN ({', '.join('?' * len(ids))})"]
-            values += ids
-        where = " AND ".join(terms)
-        rows = self.sql.execute(f"{_INTENTS}WHERE {where} ORDER BY id", values)
-        return [_intent(row) for row in rows]
-
-    def find(self, account: str, key: str) -> Intent | None:
-        row = self.sql.execute(
-            f"{_INTENTS}WHERE account = ? AND key = ? ORDER BY id DESC LIMIT 1",
-            (account, key),
-        ).fetchone()
-        return None if row is None else _intent(row)
-
-    def adopt(self, now: float) -> int:
-        rows = self.sql.execute("SELECT id FROM intents WHERE phase = 'sent'")
-        return sum(self._orphaned(number, now) for (number,) in rows.fetchall())
-
-    def cursor(self, account: str) -> Cursor:
-        row = self.sql.execute(
-            "SELECT trans_id, made, seen FROM cursors WHERE account = ?", (account,)
-        ).fetchone()
-        return Cursor() if row is None else _cursor(*row)
-
-    def keep_cursor(self, account: str, cursor: Cursor) -> None:
-        self.sql.execute(
-            "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-            " trans_id = excluded.trans_id, made = excluded.made, seen = excluded.seen"
-            " WHERE excluded.trans_id >= trans_id",
-            (account, *_numbers(cursor)),
-        )
-
-    def prune(self, before: float) -> int:
-        rows = self.sql.execute(
-            "SELECT id, account, user, phase, changed, created FROM intents"
-            " ORDER BY id LIMIT ?",
-            (_PRUNED,),
-        ).fetchall()
-        gone = 0
-        for number, account, user, phase, changed, created in rows:
-            if created >= before:
-                break
-            final = Phase(phase) in FINAL and changed < before
-            if final and not self._is_unknown((account, user)):
-                self.sql.execute("DELETE FROM intents WHERE id = ?", (number,))
-                gone += 1
-        return gone
-
-
-def _intent(row: tuple[Any, ...]) -> Intent:
-    amount, moved = row[4], None
-    if row[8] is not None:
-        moved = Moved(amount=Decimal(row[8]), balance=Decimal(row[9]))
-    return Intent(
-        id=row[0],
-        account=row[1],
-        operation=row[2],
-        user_code=row[3],
-        amount=None if amount is None else Decimal(amount),
-        key=row[5],
-        follows=row[6],
-        phase=Phase(row[7]),
-        moved=moved,
-        trans_id=row[10],
-        note=row[11],
-        created_at=moment(row[12]),
-        changed_at=moment(row[13]),
-        lost_at=_moment(row[14]),
-        longest=row[15],
-        cursor=_cursor(*row[16:]),
-    )
-
-
-def _cursor(trans_id: int, made: float | None, seen: float | None) -> Cursor:
-    return Cursor(trans_id=trans_id, made_at=_moment(made), seen_at=_moment(seen))
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else moment(seconds)
-
-
-def _numbers(cursor: Cursor) -> tuple[int, float | None, float | None]:
-    made, seen = cursor.made_at, cursor.seen_at
-    return (
-        cursor.trans_id,
-        None if made is None else made.timestamp(),
-        None if seen is None else seen.timestamp(),
-    )
 
 
 @attrs.define(eq=False)
@@ -363,7 +51,7 @@ class _SqlStore:
     """What both homes do the same way; where they do it is their own."""
 
     def _hand_over(
-        self, act: Callable[[_Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], *, keep: bool = False
     ) -> Awaitable[T]:
         """Do *act* after all that was handed over before; *keep* it if it fails."""
         raise NotImplementedError
@@ -431,7 +119,7 @@ class MemoryStore(_SqlStore):
     loses what it knows of payments whose outcome is open.
     """
 
-    _books: _Books | None = attrs.field(init=False, default=None)
+    _books: Books | None = attrs.field(init=False, default=None)
     _warned: bool = attrs.field(init=False, default=False)
 
     @property
@@ -455,13 +143,13 @@ class MemoryStore(_SqlStore):
         """Do nothing: another manager may go on with it."""
 
     def _hand_over(
-        self, act: Callable[[_Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], *, keep: bool = False
     ) -> Awaitable[T]:
         del keep
         if self._books is None:
             sql = _connect(None)
-            sql.executescript(_SCHEMA)
-            self._books = _Books(sql, 1, lambda _: True)
+            sql.executescript(SCHEMA)
+            self._books = Books(sql, 1, lambda _: True)
         ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         try:
             ended.set_result(act(self._books))
@@ -477,7 +165,7 @@ class MemoryStore(_SqlStore):
 class _Work:
     """Something handed over to the writer."""
 
-    act: Callable[[_Books], Any]
+    act: Callable[[Books], Any]
     loop: asyncio.AbstractEventLoop
     ended: asyncio.Future[Any]
     keep: bool = False
@@ -505,7 +193,7 @@ class SqliteStore(_SqlStore):
     _thread: threading.Thread | None = attrs.field(init=False, default=None)
     # Verdicts that could not be written: they come first.
     _kept: list[_Work] = attrs.field(init=False, factory=list)
-    _books: _Books | None = attrs.field(init=False, default=None)
+    _books: Books | None = attrs.field(init=False, default=None)
     _locks: list[int] = attrs.field(init=False, factory=list)
     # One thread after the other, where it is opened again at once.
     _running: threading.Lock = attrs.field(init=False, factory=threading.Lock)
@@ -524,7 +212,7 @@ class SqliteStore(_SqlStore):
             await asyncio.get_running_loop().run_in_executor(None, thread.join)
 
     def _hand_over(
-        self, act: Callable[[_Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], *, keep: bool = False
     ) -> Awaitable[T]:
         loop = asyncio.get_running_loop()
         work = _Work(act, loop, loop.create_future(), keep)
@@ -584,13 +272,13 @@ class SqliteStore(_SqlStore):
                 told = f"the journal {self._path}: {reason}. Nothing was sent"
                 work.error = JournalError(told)
 
-    def _open(self) -> _Books:
+    def _open(self) -> Books:
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
         sql = _connect(self._path)
         try:
             self._prepare(sql)
-            books = _Books(sql, self._claim(), self._is_alive)
+            books = Books(sql, self._claim(), self._is_alive)
         except BaseException:
             sql.close()
             self._unlock()
@@ -607,14 +295,14 @@ class SqliteStore(_SqlStore):
             (version,) = sql.execute("PRAGMA user_version").fetchone()
             (mark,) = sql.execute("PRAGMA application_id").fetchone()
             (tables,) = sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables and (version, mark) != (_VERSION, _MARK):
+            if tables and (version, mark) != (VERSION, MARK):
                 msg = "it is of another version of this library, or no journal"
                 raise sqlite3.DatabaseError(msg)
             if not tables:
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     sql.execute(statement)
-                sql.execute(f"PRAGMA user_version = {_VERSION}")
-                sql.execute(f"PRAGMA application_id = {_MARK}")
+                sql.execute(f"PRAGMA user_version = {VERSION}")
+                sql.execute(f"PRAGMA application_id = {MARK}")
 
     def _claim(self) -> int:
         """Become an owner: hold a lock that nobody else has."""
@@ -651,7 +339,7 @@ def _byte(number: int) -> bytes:
     return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
 
 
-def _perform(work: _Work, books: _Books) -> None:
+def _perform(work: _Work, books: Books) -> None:
     work.error = None
     try:
         work.result = work.act(books)

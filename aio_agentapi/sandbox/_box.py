@@ -129,6 +129,11 @@ class Sandbox:
         """How many calls of each path were executed with success."""
         return self._service.executed
 
+    @property
+    def received(self) -> Mapping[str, int]:
+        """How many calls of each path were let in, whatever became of them."""
+        return self._service.received
+
     def account(self, name: str) -> Account:
         """Return the first account of that name, from the root downwards."""
         account = self._service.deployment.ledger.account_named(name)
@@ -305,6 +310,8 @@ class Sandbox:
             except KeyError as error:
                 raise web.HTTPBadRequest(text=f"KeyError: {error}\n") from None
             return web.json_response(attrs.asdict(gauge))
+        if what == "received":
+            return web.json_response(self.received)
         if what == "audit":
             return web.json_response([str(amount) for amount in self.audit()])
         raise web.HTTPNotFound
@@ -428,6 +435,10 @@ class SandboxProcess:
         """Return what was minted, and the sum of all points and balances."""
         minted, held = await self._ask("GET", "audit")
         return Decimal(minted), Decimal(held)
+
+    async def received(self) -> Mapping[str, int]:
+        """Return how many calls of each path were let in, whatever became of them."""
+        return dict(await self._ask("GET", "received"))
 
     async def foreign(self, name: str, held: int) -> None:
         """Let others hold so many of an account's permits."""

@@ -82,6 +82,7 @@ class Service:
     deployment: Deployment
     faults: Faults
     executed: Counter[str] = attrs.field(init=False, factory=Counter)
+    received: Counter[str] = attrs.field(init=False, factory=Counter)
     _gauges: dict[str, Gauge] = attrs.field(init=False, factory=dict)
     # Addresses with ports, of which there are at most so many.
     _peers: set[object] = attrs.field(init=False, factory=set[object])
@@ -118,6 +119,7 @@ class Service:
         if full or (fault is not None and fault.kind == "busy"):
             gauge.busy += 1
             return self._refuse(RefusedCall(BUSY))
+        self.received[path] += 1
         gauge.in_flight += 1
         gauge.served += 1
         gauge.peak = max(gauge.peak, gauge.in_flight)
