@@ -10,6 +10,7 @@ from what he has merely not seen: see :class:`Feed` and :class:`Ripe`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -177,9 +178,9 @@ class Ripe:
     """
 
     lag: float
-    # The latest time of a row, and the newest row with the time it was seen.
+    # The latest time of a row; and rows that were the newest, with when we saw them.
     _latest: datetime | None = attrs.field(init=False, default=None)
-    _seen: tuple[int, float] | None = attrs.field(init=False, default=None)
+    _seen: deque[tuple[int, float]] = attrs.field(init=False, factory=deque)
 
     def look(self, rows: list[Transaction]) -> None:
         """Learn from rows what time it is at the service, and what is there."""
@@ -190,8 +191,8 @@ class Ripe:
         if times:
             latest = max(times)
             self._latest = max(latest, self._latest or latest)
-        if self._seen is None:
-            self._seen = rows[-1].trans_id, now
+        if not self._seen or self._seen[-1][0] < rows[-1].trans_id:
+            self._seen.append((rows[-1].trans_id, now))
 
     def bound(self, rows: list[Transaction], begun: float) -> int:
         """
@@ -203,8 +204,8 @@ class Ripe:
             begun: The loop's time when it began.
         """
         known = 0
-        if self._seen is not None and begun - self._seen[1] >= self.lag:
-            known, self._seen = self._seen[0], None
+        while self._seen and begun - self._seen[0][1] >= self.lag:
+            known, _ = self._seen.popleft()
         self.look(rows)
         if self._latest is not None:
             # Its times are whole seconds.

@@ -61,10 +61,15 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
     settings = _settings(file)
     journal = _journal("journal", file, config)
     if account is not None:
-        place = _named(account, file, env, settings)
-        table = file["accounts"][account]
-        own = _journal(f"accounts.{account}.journal", table, config)
-        return attrs.evolve(place, journal=own or journal)
+        entry = _entry(account, file)
+        own = _journal(f"accounts.{account}.journal", entry, config)
+        return Place(
+            base_url=_base_url(account, entry, file),
+            token=_token(account, entry, env),
+            settings=settings,
+            name=account,
+            journal=own or journal,
+        )
     base_url = env.get("AGENTAPI_BASE_URL") or file.get("base_url")
     token = env.get("AGENTAPI_TOKEN")
     if not base_url or not token:
@@ -102,9 +107,7 @@ def _settings(file: Mapping[str, Any]) -> Settings:
     return Settings(**wanted)
 
 
-def _named(
-    account: str, file: Mapping[str, Any], env: Mapping[str, str], settings: Settings
-) -> Place:
+def _entry(account: str, file: Mapping[str, Any]) -> dict[str, Any]:
     accounts = _table(file.get("accounts", {})) or {}
     entry = _table(accounts.get(account))
     if entry is None:
@@ -112,21 +115,18 @@ def _named(
         names = ", ".join(sorted(accounts)) or "none"
         msg = f"--account: not in the configuration file, which has: {names}"
         raise UsageError(msg)
+    return entry
+
+
+def _base_url(account: str, entry: Mapping[str, Any], file: Mapping[str, Any]) -> str:
     base_url = entry.get("base_url") or file.get("base_url")
     if not isinstance(base_url, str):
         msg = f"accounts.{account}: needs a base_url"
         raise UsageError(msg)
-    return Place(
-        base_url=base_url,
-        token=_token(account, entry, env),
-        settings=settings,
-        name=account,
-    )
+    return base_url
 
 
-def _journal(
-    place: str, table: Mapping[str, Any], config: Path | None
-) -> Path | None:
+def _journal(place: str, table: Mapping[str, Any], config: Path | None) -> Path | None:
     name = table.get("journal")
     if name is None:
         return None
