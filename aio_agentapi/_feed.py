@@ -19,7 +19,12 @@ import attrs
 
 from aio_agentapi._channel import Channel
 from aio_agentapi._types import OpenInt, Operation, Query, UserCode
-from aio_agentapi.errors import FeedGapError
+from aio_agentapi.errors import (
+    FeedGapError,
+    GateTimeoutError,
+    NotSentError,
+    OutcomeUnknownError,
+)
 
 # The service's own bounds on the rows of a page.
 PAGE: Final = 2000
@@ -27,6 +32,9 @@ _FEW: Final = 10
 
 # Seconds for which the service keeps a row.
 KEPT: Final = 2 * 24 * 3600.0
+
+# After these it is read again: the service, or the way to it, may be back soon.
+PASSING: Final = (NotSentError, OutcomeUnknownError, GateTimeoutError)
 
 
 class TransType(OpenInt):
@@ -181,6 +189,8 @@ class Ripe:
     # The latest time of a row; and rows that were the newest, with when we saw them.
     _latest: datetime | None = attrs.field(init=False, default=None)
     _seen: deque[tuple[int, float]] = attrs.field(init=False, factory=deque)
+    # Up to which row all were old enough for the last reading, and so for the next.
+    _known: int = attrs.field(init=False, default=0)
 
     def look(self, rows: list[Transaction]) -> None:
         """Learn from rows what time it is at the service, and what is there."""
@@ -203,9 +213,8 @@ class Ripe:
 
             begun: The loop's time when it began.
         """
-        known = 0
         while self._seen and begun - self._seen[0][1] >= self.lag:
-            known, _ = self._seen.popleft()
+            self._known, _ = self._seen.popleft()
         self.look(rows)
         if self._latest is not None:
             # Its times are whole seconds.
@@ -213,8 +222,8 @@ class Ripe:
             for row in rows:
                 if row.regdate > old or _is_twofold(row.regdate):
                     break
-                known = max(known, row.trans_id)
-        return known
+                self._known = max(self._known, row.trans_id)
+        return self._known
 
 
 def _is_twofold(moment: datetime) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from aio_agentapi._channel import Channel
-from aio_agentapi._feed import KEPT, PAGE, Feed, Transaction, TransType
+from aio_agentapi._feed import KEPT, PAGE, PASSING, Feed, Transaction, TransType
 from aio_agentapi._journal import (
     FREE,
     OPEN,
@@ -34,10 +34,7 @@ from aio_agentapi._reconcile import Case, Look, begin_of, ready
 from aio_agentapi._types import Moved, UserCode
 from aio_agentapi.errors import (
     FeedGapError,
-    GateTimeoutError,
     NotFoundError,
-    NotSentError,
-    OutcomeUnknownError,
     UnsupportedError,
     UsageError,
 )
@@ -54,12 +51,11 @@ _PAGES: Final = 100
 # Seconds between two looks whether an equal payment is still under way.
 _SOON: Final = 0.05
 
-# Where it is tried again: the service, or the way to it, may be back soon.
-_PASSING: Final = (NotSentError, OutcomeUnknownError, GateTimeoutError)
-
 # What the service keeps, and by how much clocks may differ.
 _KEPT: Final = timedelta(seconds=KEPT)
 _MARGIN: Final = timedelta(hours=2)
+
+_INT64: Final = 2**63
 
 _PAID: Final = frozenset({TransType.DEPOSIT, TransType.WITHDRAW})
 
@@ -126,7 +122,7 @@ class Settler:
         settings = self._channel.settings
         opened = [i for i in opened if i.phase is Phase.UNKNOWN]
         since = self.now()
-        first = True
+        first, told = True, False
         while any(intent.id in ids for intent in opened):
             try:
                 look = await self._reading(opened, since)
@@ -134,10 +130,13 @@ class Settler:
                 await self._skip(error, opened)
                 opened = await self._left(ids)
                 continue
-            except _PASSING as error:
-                _LOG.warning("the feed cannot be read, to settle payments: %s", error)
+            except PASSING as error:
+                if not told:
+                    _LOG.warning("%s; it is tried again until it works", error)
+                told = True
                 await asyncio.sleep(settings.feed_interval)
                 continue
+            told = False
             running = await self._judge(look, opened)
             left = await self._left(ids)
             if first and left:
@@ -287,7 +286,7 @@ class Settler:
                     for i in left
                     if i.user_code == user
                 )
-            except _PASSING:
+            except PASSING:
                 return
 
     async def _warm(self) -> None:
@@ -495,6 +494,9 @@ class Payments:
 
     async def _known(self, intent: Intent | int) -> Intent:
         number = intent.id if isinstance(intent, Intent) else intent
+        if not isinstance(number, int) or not 0 < number < _INT64:
+            msg = f"a payment is named by its number, not {str(number)[:40]!r}"
+            raise UsageError(msg)
         cashier = self._channel.cashier
         found = await cashier.store.intents(cashier.account, ids=[number])
         if not found:

@@ -26,7 +26,7 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -42,6 +42,10 @@ _LOG: Final = logging.getLogger("aio_agentapi.payments")
 # Seconds for which another process may keep the file.
 _PATIENCE: Final = 30.0
 
+# A look, which keeps nobody from writing; a write; a write that is done later if it
+# cannot be done now.
+_Kind: TypeAlias = Literal["read", "write", "keep"]
+
 # Works of one transaction.
 _BATCH: Final = 500
 
@@ -51,9 +55,9 @@ class _SqlStore:
     """What both homes do the same way; where they do it is their own."""
 
     def _hand_over(
-        self, act: Callable[[Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        """Do *act* after all that was handed over before; *keep* it if it fails."""
+        """Do *act* after all that was handed over before."""
         raise NotImplementedError
 
     def begin(
@@ -66,7 +70,7 @@ class _SqlStore:
         self, verdicts: Collection[Verdict], now: float
     ) -> Awaitable[list[Intent]]:
         """Give intents their next phase; see the protocol."""
-        return self._hand_over(lambda b: b.write(verdicts, now), keep=True)
+        return self._hand_over(lambda b: b.write(verdicts, now), "keep")
 
     def intents(
         self,
@@ -77,11 +81,13 @@ class _SqlStore:
         ids: Collection[int] = (),
     ) -> Awaitable[list[Intent]]:
         """Return the intents that fit all that is given, in their order."""
-        return self._hand_over(lambda b: b.intents(account, phases, user_code, ids))
+        return self._hand_over(
+            lambda b: b.intents(account, phases, user_code, ids), "read"
+        )
 
     def find(self, account: str, key: str) -> Awaitable[Intent | None]:
         """Return the newest intent of a key, None if there is none."""
-        return self._hand_over(lambda b: b.find(account, key))
+        return self._hand_over(lambda b: b.find(account, key), "read")
 
     def adopt(self, now: float) -> Awaitable[int]:
         """Make what dead owners have left in ``sent`` unknown; return how many."""
@@ -89,7 +95,7 @@ class _SqlStore:
 
     def cursor(self, account: str) -> Awaitable[Cursor]:
         """Return the newest row of an account's feed that is known."""
-        return self._hand_over(lambda b: b.cursor(account))
+        return self._hand_over(lambda b: b.cursor(account), "read")
 
     def keep_cursor(self, account: str, cursor: Cursor) -> Awaitable[None]:
         """Remember a row of an account's feed, if it is newer than the known one."""
@@ -143,9 +149,9 @@ class MemoryStore(_SqlStore):
         """Do nothing: another manager may go on with it."""
 
     def _hand_over(
-        self, act: Callable[[Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        del keep
+        del kind
         if self._books is None:
             sql = _connect(None)
             sql.executescript(SCHEMA)
@@ -168,7 +174,7 @@ class _Work:
     act: Callable[[Books], Any]
     loop: asyncio.AbstractEventLoop
     ended: asyncio.Future[Any]
-    keep: bool = False
+    kind: _Kind
     result: Any = None
     error: AgentAPIError | None = None
 
@@ -212,10 +218,10 @@ class SqliteStore(_SqlStore):
             await asyncio.get_running_loop().run_in_executor(None, thread.join)
 
     def _hand_over(
-        self, act: Callable[[Books], T], *, keep: bool = False
+        self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
         loop = asyncio.get_running_loop()
-        work = _Work(act, loop, loop.create_future(), keep)
+        work = _Work(act, loop, loop.create_future(), kind)
         self._works.put(work)
         if self._thread is None:
             # A program that ends without closing does not wait for it.
@@ -256,7 +262,8 @@ class SqliteStore(_SqlStore):
         kept, self._kept = self._kept, []
         try:
             books = self._books or self._open()
-            books.sql.execute("BEGIN IMMEDIATE")
+            reads = all(work.kind == "read" for work in [*kept, *works])
+            books.sql.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
                 for work in [*kept, *works]:
                     _perform(work, books)
@@ -266,7 +273,7 @@ class SqliteStore(_SqlStore):
                     books.sql.execute("ROLLBACK")
                 raise
         except (sqlite3.Error, OSError) as error:
-            self._kept = [*kept, *(work for work in works if work.keep)]
+            self._kept = [*kept, *(work for work in works if work.kind == "keep")]
             reason = getattr(error, "strerror", None) or error
             for work in works:
                 told = f"the journal {self._path}: {reason}. Nothing was sent"
@@ -346,6 +353,12 @@ def _perform(work: _Work, books: Books) -> None:
     except AgentAPIError as error:
         # Raised before anything was written.
         work.error = error
+    except sqlite3.Error:
+        raise
+    except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+        # A value that has no place in a row, say: the others go on.
+        reason = f"{type(error).__name__}: {error}"
+        work.error = JournalError(f"the journal: {reason}. Nothing was sent")
 
 
 def _tell(works: list[_Work]) -> None:

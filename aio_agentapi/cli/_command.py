@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -190,3 +191,22 @@ def last_words() -> Generator[None]:
 def _mute() -> None:
     # Python flushes standard output once more when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class _Teller(logging.Handler):
+    """Says that the service is not reached, where it is tried again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:
+            click.echo(f"agentapi: {record.getMessage()}", err=True)
+
+
+@contextmanager
+def telling(name: str) -> Generator[None]:
+    """Say the warnings of a log on standard error."""
+    log, teller = logging.getLogger(name), _Teller()
+    log.addHandler(teller)
+    try:
+        yield
+    finally:
+        log.removeHandler(teller)

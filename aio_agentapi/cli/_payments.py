@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +26,7 @@ from aio_agentapi.cli._command import (
     open_place,
     place_of,
     runs,
+    telling,
 )
 from aio_agentapi.errors import AgentAPIError, UsageError
 
@@ -322,7 +322,7 @@ async def settle(
         session = books.session
         if deadline is not None:
             session = session.with_options(deadline=deadline)
-        with _telling():
+        with telling("aio_agentapi.payments"):
             if numbers:
                 ended = await _settle(session, await books.all(numbers))
             else:
@@ -401,25 +401,3 @@ async def _settle(session: Session, wanted: Sequence[Intent]) -> list[Intent]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(session.payments.settle(i)) for i in wanted]
     return [task.result() for task in tasks]
-
-
-class _Once(logging.Handler):
-    """Says once that the feed cannot be read: settling goes on trying."""
-
-    _said = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING and not self._said:
-            self._said = True
-            told = f"agentapi: {record.getMessage()}; it is tried again"
-            click.echo(told, err=True)
-
-
-@contextmanager
-def _telling() -> Generator[None]:
-    log, once = logging.getLogger("aio_agentapi.payments"), _Once()
-    log.addHandler(once)
-    try:
-        yield
-    finally:
-        log.removeHandler(once)

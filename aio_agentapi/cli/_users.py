@@ -24,12 +24,9 @@ import msgspec
 from aio_agentapi import Session, Transaction
 from aio_agentapi.cli import _show
 from aio_agentapi.cli._agents import as_json_option
-from aio_agentapi.cli._command import alone, last_words, open_session, runs
+from aio_agentapi.cli._command import alone, last_words, open_session, runs, telling
 from aio_agentapi.errors import (
     FeedGapError,
-    GateTimeoutError,
-    NotSentError,
-    OutcomeUnknownError,
     UsageError,
 )
 
@@ -206,13 +203,12 @@ async def follow(
     spool = _Spool(cursor)
     begin = spool.begin(after)
     async with open_session(context) as session:
+        found = session.transactions.follow(begin)
         try:
-            async with (
-                contextlib.aclosing(_rows(session, begin)) as rows,
-                spool.writing(),
-            ):
-                async for row in rows:
-                    await spool.add(row)
+            with telling("aio_agentapi.transactions"):
+                async with contextlib.aclosing(found) as rows, spool.writing():
+                    async for row in rows:
+                        await spool.add(row)
         except FeedGapError as error:
             error.add_note(_after_gap(error, cursor))
             raise
@@ -231,28 +227,6 @@ def _after_gap(error: FeedGapError, cursor: Path | None) -> str:
 def _cancel(task: asyncio.Task[object] | None) -> None:
     if task is not None:
         task.cancel()
-
-
-# Seconds before the service is tried again, doubled each time.
-_PAUSE: Final = 1.0
-_PAUSE_AT_MOST: Final = 60.0
-
-
-async def _rows(session: Session, after: int) -> AsyncGenerator[Transaction]:
-    """Follow the feed, also while the service is not reached for a while."""
-    pause = _PAUSE
-    while True:
-        try:
-            async with contextlib.aclosing(session.transactions.follow(after)) as rows:
-                async for row in rows:
-                    after, pause = row.trans_id, _PAUSE
-                    yield row
-        except (NotSentError, OutcomeUnknownError, GateTimeoutError) as error:
-            if pause == _PAUSE:
-                told = f"agentapi: {error}; it is tried again until it works"
-                click.echo(told, err=True)
-        await asyncio.sleep(pause)
-        pause = min(_PAUSE_AT_MOST, pause * 2)
 
 
 # Rows, and seconds, after which they are written; and seconds for the last ones,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,6 +16,7 @@ from aio_agentapi._channel import Channel
 from aio_agentapi._feed import (
     KEPT,
     PAGE,
+    PASSING,
     SINCE,
     Feed,
     Ripe,
@@ -30,11 +32,17 @@ __all__ = [
     "Transactions",
 ]
 
+_LOG: Final = logging.getLogger("aio_agentapi.transactions")
+
 # The service's own bound on the length of a window.
 _WINDOW: Final = timedelta(hours=1)
 
 # What is left of the time that the service keeps a row, for safety.
 _MARGIN: Final = 3600.0
+
+# Seconds before a service that is not reached is tried again.
+_PAUSE: Final = 1.0
+_PAUSE_AT_MOST: Final = 60.0
 
 # Readings of a window whose rows move while it is read.
 _TRIES: Final = 5
@@ -118,21 +126,23 @@ class Transactions:
         Yields:
             The oldest first, in the order of their numbers.
 
+        Where the service is not reached it tries again, at most a minute later, and
+        says so once in the log ``aio_agentapi.transactions``.
+
         Raises:
             FeedGapError: Rows behind *after* may be gone: the service deletes them
                 after two days. It has the bounds; ``follow(0)`` goes on with the
                 oldest row there is.
 
-            OutcomeUnknownError: The service did not answer, as often as ``attempts``
-                says. Begin again with the cursor.
+            CredentialError: The service does not accept the token.
 
         Source:
             Contract 5, transactions: ``game/transaction-id``.
         """
-        feed = Feed(self._channel)
-        ripe = Ripe(self._channel.settings.feed_lag)
+        settings = self._channel.settings
+        feed, ripe = Feed(self._channel), Ripe(settings.feed_lag)
         loop = asyncio.get_running_loop()
-        cursor, proved, anchored = after, None, after > 0
+        cursor, proved, anchored, pause = after, None, after > 0, _PAUSE
         while True:
             begun, wall = loop.time(), self._channel.cashier.clock()
             try:
@@ -144,21 +154,25 @@ class Transactions:
                     raise
                 anchored = False
                 continue
-            proved = wall
+            except PASSING as error:
+                if pause == _PAUSE:
+                    _LOG.warning("%s; it is tried again until it works", error)
+                await asyncio.sleep(pause)
+                pause = min(_PAUSE_AT_MOST, 2 * pause)
+                continue
+            proved, pause = wall, _PAUSE
             bound = ripe.bound(rows, begun)
             before = cursor
             for row in rows:
                 if cursor < row.trans_id <= bound:
                     cursor, anchored = row.trans_id, True
                     yield row
-            if cursor == before and len(rows) == PAGE:
-                # More than a page at once: what comes behind it tells its age.
-                ahead = rows
-                while len(ahead) == PAGE:
-                    ahead = await feed.page(ahead[-1].trans_id)
-                    ripe.look(ahead)
-            elif len(rows) < PAGE and cursor != before:
-                await asyncio.sleep(self._channel.settings.feed_lag)
+            if cursor == before:
+                await _look_ahead(feed, ripe, rows)
+                # Here, so that it is known when the next reading begins.
+                await asyncio.sleep(settings.feed_interval)
+            elif len(rows) < PAGE:
+                await asyncio.sleep(settings.feed_lag)
 
     async def between(
         self, start: datetime, end: datetime
@@ -250,6 +264,14 @@ class Transactions:
             " read: some may be missing"
         )
         raise OutcomeUnknownError(msg, operation=_BETWEEN.name)
+
+
+async def _look_ahead(feed: Feed, ripe: Ripe, rows: list[Transaction]) -> None:
+    """Where there is more than a page, let what is behind it tell its age."""
+    with contextlib.suppress(*PASSING):
+        while len(rows) == PAGE:
+            rows = await feed.page(rows[-1].trans_id)
+            ripe.look(rows)
 
 
 @attrs.frozen
