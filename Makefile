@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check soak bench bench-gate bench-rows format changelog clean
+.PHONY: help demo test check soak bench bench-gate bench-journal bench-rows format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
@@ -13,6 +13,7 @@ help:
 	@echo "make soak    the long searches; some minutes"
 	@echo "make bench   speed beside bare aiohttp"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
+	@echo "make bench-journal  what writing payments down costs"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
 # What the library and its command line need.
@@ -60,6 +61,9 @@ bench: $(VENV)/.dev
 
 bench-gate: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gate
+
+bench-journal: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.journal
 
 bench-rows: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rows

@@ -7,9 +7,10 @@ What must be so for all processes is an index of the file.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -18,6 +19,7 @@ from aio_agentapi._journal import (
     FINAL,
     FREE,
     MOVES,
+    OPEN,
     Cursor,
     Intent,
     Phase,
@@ -68,7 +70,7 @@ CREATE UNIQUE INDEX paid ON intents (account, key)
 CREATE INDEX followers ON intents (follows, id) WHERE follows IS NOT NULL;
 CREATE UNIQUE INDEX resent ON intents (follows)
     WHERE follows IS NOT NULL AND phase NOT IN ({_words(FREE)});
-CREATE INDEX open ON intents (phase) WHERE phase NOT IN ({_words(FINAL)});
+CREATE INDEX open ON intents (account, user) WHERE phase IN ('unknown', 'needs_person');
 CREATE UNIQUE INDEX proofs ON intents (account, trans_id) WHERE trans_id IS NOT NULL;
 CREATE TABLE cursors (
     account TEXT PRIMARY KEY, trans_id INTEGER NOT NULL, made REAL, seen REAL
@@ -84,6 +86,23 @@ _INTENTS: Final = (
 _UNKNOWN: Final = (
     "SELECT 1 FROM intents WHERE account = ? AND user = ?"
     " AND phase IN ('unknown', 'needs_person') LIMIT 1"
+)
+
+
+def _change(phase: Phase) -> str:
+    """Write the statement that gives an intent a phase, where the table allows it."""
+    before = [known for known in Phase if phase in MOVES[known]]
+    lost = ", lost = ?6" if phase is Phase.UNKNOWN else ""
+    # A row of the feed proves one payment: a second one is ignored.
+    return (
+        f"UPDATE OR IGNORE intents SET phase = '{phase}', changed = ?1, moved = ?2,"  # noqa: S608 - words of our own
+        f" balance = ?3, trans_id = ?4, note = ifnull(?5, note){lost}"
+        f" WHERE id = ?7 AND phase IN ({_words(before)})"
+    )
+
+
+_CHANGES: Final[Mapping[Phase, str]] = MappingProxyType(
+    {phase: _change(phase) for phase in Phase}
 )
 
 # Seconds after which the row of a cursor may soon be gone: the feed is then read
@@ -200,23 +219,15 @@ class Books:
 
     def write(self, verdicts: Collection[Verdict], now: float) -> list[Intent]:
         for verdict in verdicts:
-            intent = self.one(verdict.id)
-            if verdict.phase not in MOVES[intent.phase]:
-                continue
             moved = verdict.moved
-            # A row of the feed proves one payment.
             self.sql.execute(
-                "UPDATE OR IGNORE intents SET phase = ?, changed = ?, moved = ?,"
-                " balance = ?, trans_id = ?, note = ifnull(?, note),"
-                " lost = CASE WHEN ? THEN ? ELSE lost END WHERE id = ?",
+                _CHANGES[verdict.phase],
                 (
-                    verdict.phase,
                     now,
                     None if moved is None else f"{moved.amount:f}",
                     None if moved is None else f"{moved.balance:f}",
                     verdict.trans_id,
                     verdict.note,
-                    verdict.phase is Phase.UNKNOWN,
                     now,
                     verdict.id,
                 ),
@@ -245,10 +256,10 @@ class Books:
             terms += ["user = ?"]
             values += [user_code]
         if phases:
-            # As literals: what is not final has an index.
             terms += [f"phase IN ({_words(phases)})"]
-            if not FINAL.intersection(phases):
-                terms += [f"phase NOT IN ({_words(FINAL)})"]
+            if OPEN.issuperset(phases):
+                # In the words of the index.
+                terms += ["phase IN ('unknown', 'needs_person')"]
         if ids:
             terms += [f"id IN ({', '.join('?' * len(ids))})"]
             values += ids

@@ -104,6 +104,23 @@ class Noted:
     reason: str | None = None
 
     @property
+    def values(self) -> tuple[object, ...]:
+        """All of it, as the columns are."""
+        # By hand: attrs.astuple looks into each value, and takes ten times as long.
+        return (
+            self.position,
+            self.line,
+            self.agent_code,
+            self.amount,
+            self.reference,
+            self.own,
+            self.phase,
+            self.move_id,
+            self.code,
+            self.reason,
+        )
+
+    @property
     def said(self) -> tuple[AgentCode, str, str]:
         """What the plan says of it."""
         return self.agent_code, self.amount, self.reference
@@ -203,7 +220,7 @@ class Progress:
             JournalError: It cannot be written. What has moved has moved.
         """
         fresh, self._fresh = self._fresh, {}
-        await self._do(self._write, [attrs.astuple(row) for row in fresh.values()])
+        await self._do(self._write, [row.values for row in fresh.values()])
         self._written = time.monotonic()
 
     def rows(self) -> Iterator[Noted]:

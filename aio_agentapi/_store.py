@@ -4,7 +4,11 @@ The two homes of the journal: memory, and a file that survives.
 Both are SQLite, so that the rules are written once: :mod:`aio_agentapi._books`.
 
 A file has one writer thread in each process. It does what was handed over meanwhile
-in one transaction: payments that run side by side share a sync of the disk.
+in one transaction: payments that run side by side share a sync of the disk. An outcome
+that finds nothing under way is written at once, without that thread and without a sync
+of its own: it is in the file, where no kill of the process takes it away. Only a
+machine that loses its power before the next sync may find the intent as it was when it
+was sent, and that is settled.
 
 Whether another owner is alive is asked of the kernel: each holds a lock on a byte of
 its own, in a file beside the journal, which is gone with the process however that
@@ -106,12 +110,12 @@ class _SqlStore:
         return self._hand_over(lambda b: b.prune(before))
 
 
-def _connect(place: Path | None) -> sqlite3.Connection:
+def _connect(place: Path | None, patience: float = _PATIENCE) -> sqlite3.Connection:
     # Transactions are ours; a connection goes to the thread that uses it.
     return sqlite3.connect(
         place or ":memory:",
         isolation_level=None,
-        timeout=_PATIENCE,
+        timeout=patience,
         check_same_thread=False,
     )
 
@@ -201,6 +205,11 @@ class SqliteStore(_SqlStore):
     _kept: list[_Work] = attrs.field(init=False, factory=list)
     _books: Books | None = attrs.field(init=False, default=None)
     _locks: list[int] = attrs.field(init=False, factory=list)
+    # Works that were handed over and are not done; and a connection of the loop's, for
+    # an outcome that need not wait for them. Both under the guard.
+    _pending: int = attrs.field(init=False, default=0)
+    _near: Books | None = attrs.field(init=False, default=None)
+    _guard: threading.Lock = attrs.field(init=False, factory=threading.Lock)
     # One thread after the other, where it is opened again at once.
     _running: threading.Lock = attrs.field(init=False, factory=threading.Lock)
 
@@ -222,6 +231,10 @@ class SqliteStore(_SqlStore):
     ) -> Awaitable[T]:
         loop = asyncio.get_running_loop()
         work = _Work(act, loop, loop.create_future(), kind)
+        with self._guard:
+            if kind == "keep" and not self._pending and self._is_done_at_once(work):
+                return work.ended
+            self._pending += 1
         self._works.put(work)
         if self._thread is None:
             # A program that ends without closing does not wait for it.
@@ -230,6 +243,26 @@ class SqliteStore(_SqlStore):
             )
             self._thread.start()
         return work.ended
+
+    def _is_done_at_once(self, work: _Work) -> bool:
+        """Write an outcome here and now, if nobody else is writing."""
+        books = self._near
+        if books is None or self._kept:
+            return False
+        try:
+            books.sql.execute("BEGIN IMMEDIATE")
+            try:
+                work.ended.set_result(work.act(books))
+                books.sql.execute("COMMIT")
+            except BaseException:
+                books.sql.execute("ROLLBACK")
+                raise
+        except (sqlite3.Error, AgentAPIError):
+            # The thread waits for whoever it is, and tells what is wrong.
+            if work.ended.done():
+                work.ended = work.loop.create_future()
+            return False
+        return True
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self._path}>"
@@ -240,6 +273,8 @@ class SqliteStore(_SqlStore):
         with self._running:
             while works := self._take():
                 self._do(works)
+                with self._guard:
+                    self._pending -= len(works)
                 _tell(works)
             self._close()
 
@@ -283,14 +318,20 @@ class SqliteStore(_SqlStore):
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
         sql = _connect(self._path)
+        near = _connect(self._path, patience=0.0)
         try:
             self._prepare(sql)
+            near.execute("PRAGMA synchronous = NORMAL")
+            # It would copy the log into the file, and wait for the disk twice.
+            near.execute("PRAGMA wal_autocheckpoint = 0")
             books = Books(sql, self._claim(), self._is_alive)
         except BaseException:
             sql.close()
+            near.close()
             self._unlock()
             raise
         self._books = books
+        self._near = Books(near, books.owner, books.alive)
         return books
 
     def _prepare(self, sql: sqlite3.Connection) -> None:
@@ -332,9 +373,12 @@ class SqliteStore(_SqlStore):
     def _close(self) -> None:
         if self._kept:
             self._do([])
-        if self._books is not None:
-            self._books.sql.close()
-            self._books = None
+        with self._guard:
+            near, self._near = self._near, None
+        for books in (near, self._books):
+            if books is not None:
+                books.sql.close()
+        self._books = None
         self._unlock()
 
 

@@ -28,6 +28,8 @@ MOVE = (
     b'"created_at":"2024-05-31T12:00:00.000Z"}}'
 )
 
+PAID = b'{"code":0,"message":null,"data":{"balance":250.0000,"amount":1.2500}}'
+
 
 def answer(body: bytes) -> bytes:
     """Write a whole answer."""
@@ -37,6 +39,7 @@ def answer(body: bytes) -> bytes:
 
 INFO_ANSWER = answer(BODY)
 MOVE_ANSWER = answer(MOVE)
+PAID_ANSWER = answer(PAID)
 
 
 class Service(asyncio.Protocol):
@@ -67,6 +70,8 @@ class Service(asyncio.Protocol):
             self._buffer = self._buffer[end + 4 + length :]
             is_move = head.startswith(b"post /v4/points/")
             found = MOVE_ANSWER if is_move else INFO_ANSWER
+            if head.startswith(b"post /v4/wallet/"):
+                found = PAID_ANSWER
             if self._latency:
                 spread = self._jitter * random.uniform(-1, 1) if self._jitter else 0.0
                 self._loop.call_later(self._latency + spread, self._answer, found)

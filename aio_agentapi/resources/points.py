@@ -343,8 +343,8 @@ class Points:
                     raise outcome.error
                 if outcome.value is None:
                     continue
-                if progress is not None:
-                    _note(progress, outcome.item, outcome.value)
+                if progress is not None and outcome.item.noted is not None:
+                    _note(progress, outcome.item.noted, outcome.value)
                     if progress.is_due:
                         await progress.write()
                 yield outcome.value
@@ -388,6 +388,8 @@ class _Job:
     line: int
     row: PlanRow
     reference: str
+    # What a journal has of it.
+    noted: Noted | None = None
 
 
 async def _jobs(plan: Plan, run: str) -> AsyncGenerator[_Job]:
@@ -441,12 +443,12 @@ def _noted(job: _Job) -> Noted:
 def _as_job(noted: Noted) -> _Job:
     reference = noted.reference if noted.own else None
     row = PlanRow(noted.agent_code, noted.amount, reference, noted.line)
-    return _Job(noted.position, noted.line, row, noted.reference)
+    return _Job(noted.position, noted.line, row, noted.reference, noted)
 
 
-def _note(progress: Progress, job: _Job, done: Distributed) -> None:
-    noted = _noted(job)
+def _note(progress: Progress, noted: Noted, done: Distributed) -> None:
     noted.phase = done.end
+    noted.code = noted.reason = None
     if done.move is not None:
         noted.move_id = done.move.move_id
     if done.error is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import json
 import random
 import sqlite3
@@ -24,6 +25,8 @@ import attrs
 import pytest
 
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from tests.conftest import connect
+from tests.integration.test_cli import begin, run
 from tests.payer import Duty, duties
 
 ROOT: Final = Path(__file__).parents[2]
@@ -87,8 +90,6 @@ async def paid(box: SandboxProcess) -> int:
 
 async def users(box: SandboxProcess, count: int) -> None:
     """Create the users 1 to *count*."""
-    from tests.conftest import connect  # noqa: PLC0415 - the fixtures' own module
-
     async with connect(box) as session:
         codes = [
             (await session.users.create(f"user_{i}")).user_code for i in range(count)
@@ -228,3 +229,70 @@ async def test_several_processes_pay_a_list_once(tmp_path: Path) -> None:
         received = await paid(box)
     wanted = [*duties(scale.seed, scale.payments, scale.users)]
     compare(path, db, wanted, received)
+
+
+async def points_under_fire(rows: int, kills: int, tmp_path: Path) -> None:
+    """Carry out a plan by the same command again and again, until it is finished."""
+    dice = random.Random(rows)  # noqa: S311 - moments of kills
+    plan, db = tmp_path / "plan.csv", tmp_path / "box.db"
+    async with SandboxProcess(
+        Switches(latency=0.005, jitter=0.005), db=db, seed=1
+    ) as box:
+        async with connect(box) as session:
+            made = [await session.agents.create(f"bulk_{i}") for i in range(20)]
+            codes = [agent.agent.agent_code for agent in made]
+            before = await session.points.balance()
+        for fault in evils("points/transfer"):
+            if fault.kind != "late_row":
+                await box.fault(fault)
+        wanted: Counter[int] = Counter()
+        lines = ["agent_code,amount"]
+        for _ in range(rows):
+            code, units = dice.choice(codes), dice.randint(1, 100_000)
+            wanted[code] += units
+            lines.append(f"{code},{Decimal(units).scaleb(-4)}")
+        plan.write_text("\n".join(lines) + "\n")
+        config = tmp_path / "config.toml"
+        config.write_text("[settings]\ntimeout = 0.6\nattempts = 2\n")
+        args = ("--config", config, "points", "distribute", plan)
+        for _ in range(kills):
+            until = (await box.gauge("operator")).served
+            until += dice.randint(1, max(2, rows // kills))
+            process = await begin(box, *args)
+            while (await box.gauge("operator")).served < until:
+                if process.returncode is not None:
+                    break
+                await asyncio.sleep(dice.uniform(0.001, 0.01))
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+        for _ in range(20):
+            ran = await run(box, *args)
+            assert ran.code in {0, 4}, ran.err
+            if ran.code == 0:
+                break
+        assert ran.code == 0
+        assert "is finished" in (await run(box, *args)).out
+        async with connect(box) as session:
+            found = {a.agent_code: a.balance async for a in session.agents.list()}
+            after = await session.points.balance()
+            moves = [m async for m in session.points.history() if m.to_code in wanted]
+    assert {c: found[c] * 10_000 for c in codes} == {c: wanted[c] for c in codes}
+    assert before - after == Decimal(sum(wanted.values())).scaleb(-4)
+    assert len(moves) == rows == len({move.reference for move in moves})
+    with (tmp_path / "plan.csv.results.csv").open() as file:
+        results = [*csv.DictReader(file)]
+    assert [int(row["line"]) for row in results] == [*range(2, rows + 2)]
+    assert {row["move_id"] for row in results} == {str(m.move_id) for m in moves}
+
+
+async def test_points_under_fire(tmp_path: Path) -> None:
+    """Whatever is lost and whoever is killed: the plan, to the last digit, once."""
+    await points_under_fire(1000, 4, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_many_points_under_fire(tmp_path: Path) -> None:
+    """The same for ten thousand rows and twenty kills."""
+    await points_under_fire(10_000, 20, tmp_path)
