@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 
 from aio_agentapi import Session, SessionManager
 
@@ -10,18 +11,18 @@ async def main() -> None:
     accounts = {"eur": os.environ["AGENTAPI_TOKEN"]}
     base_url = os.environ["AGENTAPI_BASE_URL"]
     async with SessionManager(base_url, accounts=accounts) as manager:
-        await give(manager.session("eur"), "1.2500", "bonus-2024-05-31")
+        await give(manager.session("eur"), "1.2500", sys.argv[1])
 
 
-async def give(session: Session, amount: str, run: str) -> None:
+async def give(session: Session, amount: str, journal: str) -> None:
     plan = [(agent.agent_code, amount) async for agent in session.agents.list()]
-    async for done in session.points.distribute(plan, run=run):
+    async for done in session.points.distribute(plan, journal=journal):
         if done.error is None:
             print(done.line, done.row.agent_code, "has its points")
         elif done.error.happened == "no":
             print(done.line, "did not happen:", done.error)
         else:
-            print(done.line, "is unknown, run the same plan again:", done.error)
+            print(done.line, "is unknown, run the same again:", done.error)
 
 
 asyncio.run(main())
