@@ -6,6 +6,7 @@ What must be so for all processes is an index of the file.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
@@ -20,6 +21,7 @@ from aio_agentapi._journal import (
     FREE,
     MOVES,
     OPEN,
+    Clock,
     Cursor,
     Intent,
     Phase,
@@ -67,9 +69,7 @@ CREATE UNIQUE INDEX turns ON intents (account, user) WHERE phase = 'sent';
 CREATE INDEX keys ON intents (account, key, id) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX paid ON intents (account, key)
     WHERE key IS NOT NULL AND phase NOT IN ({_words(FREE)});
-CREATE INDEX followers ON intents (follows, id) WHERE follows IS NOT NULL;
-CREATE UNIQUE INDEX resent ON intents (follows)
-    WHERE follows IS NOT NULL AND phase NOT IN ({_words(FREE)});
+CREATE UNIQUE INDEX resent ON intents (follows) WHERE follows IS NOT NULL;
 CREATE INDEX open ON intents (account, user) WHERE phase IN ('unknown', 'needs_person');
 CREATE UNIQUE INDEX proofs ON intents (account, trans_id) WHERE trans_id IS NOT NULL;
 CREATE TABLE cursors (
@@ -129,8 +129,10 @@ class Books:
     sql: sqlite3.Connection
     owner: int
     alive: Callable[[int], bool]
+    # How far the last look for old ones has come.
+    _looked: int = attrs.field(init=False, default=0)
 
-    def begin(self, intent: Intent, now: float, *, block: bool) -> Intent | None:
+    def begin(self, intent: Intent, clock: Clock, *, block: bool) -> Intent | None:
         first = self._first(intent)
         if first is not None:
             if not first.same(intent):
@@ -139,7 +141,7 @@ class Books:
                     f" {first.id}. Nothing was sent"
                 )
                 raise UsageError(msg, intent=first.id)
-            if first.phase is Phase.SENT and not self._orphaned(first.id, now):
+            if first.phase is Phase.SENT and not self._orphaned(first.id, clock):
                 return None
             if first.phase not in FREE:
                 return self.one(first.id)
@@ -149,27 +151,29 @@ class Books:
             "SELECT id FROM intents WHERE account = ? AND user = ? AND phase = 'sent'",
             user,
         ).fetchone()
-        if turn is not None and not self._orphaned(turn[0], now):
+        if turn is not None and not self._orphaned(turn[0], clock):
             return None
         if block and self._is_unknown(user):
             return None
-        return self._insert(intent, first, now)
+        return self._insert(intent, first, clock())
 
     def _first(self, intent: Intent) -> Intent | None:
         """Return the newest intent that stands for the same as this."""
         if intent.key is not None:
             return self.find(intent.account, intent.key)
-        if intent.follows is None:
-            return None
-        row = self.sql.execute(
-            f"{_INTENTS}WHERE follows = ? ORDER BY id DESC LIMIT 1", (intent.follows,)
-        ).fetchone()
-        return None if row is None else _intent(row)
+        newest, row = None, (intent.follows,)
+        while row is not None and row[0] is not None:
+            # Each is followed by one at most: the last of them stands for all.
+            newest = row[0]
+            row = self.sql.execute(
+                "SELECT id FROM intents WHERE follows = ?", (newest,)
+            ).fetchone()
+        return None if newest is None else self.one(newest)
 
     def _is_unknown(self, user: tuple[str, UserCode]) -> bool:
         return self.sql.execute(_UNKNOWN, user).fetchone() is not None
 
-    def _orphaned(self, number: int, now: float) -> bool:
+    def _orphaned(self, number: int, clock: Clock) -> bool:
         """Take over what a dead owner has left in ``sent``; tell whether it was so."""
         row = self.sql.execute(
             "SELECT owner FROM intents WHERE id = ?", (number,)
@@ -181,14 +185,15 @@ class Books:
             phase=Phase.UNKNOWN,
             note="whoever sent it has died before its answer was written down",
         )
-        self.write([verdict], now)
+        # The time after it was found dead: it may have sent until then.
+        self.write([verdict], clock)
         return True
 
     def _insert(self, intent: Intent, first: Intent | None, now: float) -> Intent:
         cursor = self.cursor(intent.account)
         if cursor.made_at is None or now - cursor.made_at.timestamp() > _STALE:
             cursor = Cursor()
-        follows = intent.follows if intent.key is None or first is None else first.id
+        follows = None if first is None else first.id
         added = self.sql.execute(
             "INSERT INTO intents (account, operation, user, amount, key, follows,"
             " phase, owner, created, changed, longest, cursor, cursor_made,"
@@ -217,7 +222,15 @@ class Books:
             cursor=cursor,
         )
 
-    def write(self, verdicts: Collection[Verdict], now: float) -> list[Intent]:
+    def write(
+        self,
+        verdicts: Collection[Verdict],
+        clock: Clock,
+        given: Collection[Intent] = (),
+    ) -> list[Intent]:
+        if any(self._phase(intent.id) is not intent.phase for intent in given):
+            return []
+        now = clock()
         for verdict in verdicts:
             moved = verdict.moved
             self.sql.execute(
@@ -234,6 +247,12 @@ class Books:
             )
         return [self.one(verdict.id) for verdict in verdicts]
 
+    def _phase(self, number: int) -> Phase | None:
+        row = self.sql.execute(
+            "SELECT phase FROM intents WHERE id = ?", (number,)
+        ).fetchone()
+        return None if row is None else Phase(row[0])
+
     def one(self, number: int) -> Intent:
         row = self.sql.execute(f"{_INTENTS}WHERE id = ?", (number,)).fetchone()
         if row is None:
@@ -246,7 +265,8 @@ class Books:
         account: str | None,
         phases: Collection[Phase],
         user_code: UserCode | None,
-        ids: Collection[int],
+        ids: Collection[int] | None,
+        since: float | None,
     ) -> list[Intent]:
         terms, values = ["1"], list[object]()
         if account is not None:
@@ -260,9 +280,12 @@ class Books:
             if OPEN.issuperset(phases):
                 # In the words of the index.
                 terms += ["phase IN ('unknown', 'needs_person')"]
-        if ids:
-            terms += [f"id IN ({', '.join('?' * len(ids))})"]
-            values += ids
+        if since is not None:
+            terms += ["(created >= ? OR phase IN ('unknown', 'needs_person'))"]
+            values += [since]
+        if ids is not None:
+            terms += ["id IN (SELECT value FROM json_each(?))"]
+            values += [json.dumps([*ids])]
         where = " AND ".join(terms)
         rows = self.sql.execute(f"{_INTENTS}WHERE {where} ORDER BY id", values)
         return [_intent(row) for row in rows]
@@ -274,9 +297,9 @@ class Books:
         ).fetchone()
         return None if row is None else _intent(row)
 
-    def adopt(self, now: float) -> int:
+    def adopt(self, clock: Clock) -> int:
         rows = self.sql.execute("SELECT id FROM intents WHERE phase = 'sent'")
-        return sum(self._orphaned(number, now) for (number,) in rows.fetchall())
+        return sum(self._orphaned(number, clock) for (number,) in rows.fetchall())
 
     def cursor(self, account: str) -> Cursor:
         row = self.sql.execute(
@@ -295,12 +318,14 @@ class Books:
     def prune(self, before: float) -> int:
         rows = self.sql.execute(
             "SELECT id, account, user, phase, changed, created FROM intents"
-            " ORDER BY id LIMIT ?",
-            (_PRUNED,),
+            " WHERE id > ? ORDER BY id LIMIT ?",
+            (self._looked, _PRUNED),
         ).fetchall()
-        gone = 0
+        gone, self._looked = 0, rows[-1][0] if len(rows) == _PRUNED else 0
         for number, account, user, phase, changed, created in rows:
             if created >= before:
+                # The next look begins with the oldest again.
+                self._looked = 0
                 break
             final = Phase(phase) in FINAL and changed < before
             if final and not self._is_unknown((account, user)):

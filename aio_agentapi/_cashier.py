@@ -117,7 +117,7 @@ class Entry:
         self._phase = phase
         verdict = Verdict(id=self.intent.id, phase=phase, moved=moved, note=note)
         self._written = asyncio.ensure_future(
-            self._cashier.store.write([verdict], self._cashier.clock())
+            self._cashier.store.write([verdict], self._cashier.clock)
         )
 
 
@@ -152,6 +152,9 @@ class Cashier:
     on_payment: Callable[[], None] | None = attrs.field(init=False, default=None)
     _lines: dict[UserCode, _Line] = attrs.field(init=False, factory=dict)
     _pruned: float = attrs.field(init=False, default=0.0)
+    # What is being written down, and what of it nobody waits for any more.
+    _begun: set[asyncio.Future[Intent | None]] = attrs.field(init=False, factory=set)
+    _lost: set[asyncio.Future[Intent | None]] = attrs.field(init=False, factory=set)
     # For whoever waits until no payment is under way.
     _quiet: asyncio.Event | None = attrs.field(init=False, default=None)
 
@@ -181,12 +184,11 @@ class Cashier:
             line.users -= 1
             if not line.users:
                 del self._lines[user]
-                if self._quiet is not None and not self._lines:
-                    self._quiet.set()
+                self._tell_quiet()
 
     async def idle(self, seconds: float) -> None:
         """Wait until no payment is under way, so many seconds at most."""
-        if not self._lines:
+        if not (self._lines or self._begun):
             return
         self._quiet = asyncio.Event()
         with contextlib.suppress(TimeoutError):
@@ -218,22 +220,32 @@ class Cashier:
             self._pruned = now
             self.store.prune(now - self._keep)
         work = asyncio.ensure_future(
-            self.store.begin(intent, now, block_unknown=block_unknown)
+            self.store.begin(intent, self.clock, block_unknown=block_unknown)
         )
+        self._begun.add(work)
+        work.add_done_callback(self._written)
         try:
             written = await asyncio.shield(work)
         except AgentAPIError:
             raise
         except BaseException:
             # It may be written all the same, with nobody to send it.
-            work.add_done_callback(self._take_back)
+            self._lost.add(work)
             raise
         return None if written is None else Entry(written, self)
 
-    def _take_back(self, work: asyncio.Future[Intent | None]) -> None:
-        written = None if work.cancelled() or work.exception() else work.result()
-        if written is not None and written.phase is Phase.SENT:
-            Entry(written, self).leave(running=False)
+    def _written(self, work: asyncio.Future[Intent | None]) -> None:
+        self._begun.discard(work)
+        if work in self._lost:
+            self._lost.discard(work)
+            written = None if work.cancelled() or work.exception() else work.result()
+            if written is not None and written.phase is Phase.SENT:
+                Entry(written, self).leave(running=False)
+        self._tell_quiet()
+
+    def _tell_quiet(self) -> None:
+        if self._quiet is not None and not (self._lines or self._begun):
+            self._quiet.set()
 
 
 def recall(intent: Intent) -> Moved:

@@ -10,6 +10,7 @@ from what he has merely not seen: see :class:`Feed` and :class:`Ripe`.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,6 +30,9 @@ from aio_agentapi.errors import (
 # The service's own bounds on the rows of a page.
 PAGE: Final = 2000
 _FEW: Final = 10
+
+# Below the numbers of any feed but a very young one.
+_SMALL: Final = 1000
 
 # Seconds for which the service keeps a row.
 KEPT: Final = 2 * 24 * 3600.0
@@ -125,6 +129,7 @@ class Feed:
     """
 
     _channel: Channel = attrs.field(alias="channel", converter=_patient)
+    _dice: random.Random = attrs.field(init=False, factory=random.SystemRandom)
 
     async def page(self, cursor: int, *, anchored: bool = True) -> list[Transaction]:
         """
@@ -143,32 +148,46 @@ class Feed:
 
         Returns:
             The oldest first. Empty only where nothing comes behind *cursor*, which
-            is 0 or gone: twice, so long apart as the service wants.
+            is 0 or gone: twice, as long apart as the service wants, and where nobody
+            else reads.
 
         Raises:
             FeedGapError: The row is gone.
         """
         anchored = anchored and cursor > 0
-        empty = False
+        known_empty = False
         while True:
             rows = await self._read(cursor - 1 if anchored else cursor, PAGE)
             if rows and not (anchored and rows[0].trans_id != cursor):
                 return rows
-            if rows or (anchored and await self._is_gone(cursor)):
-                first = rows[0].trans_id if rows else None
-                msg = f"rows after {cursor} are gone, or may be. Nothing happened"
-                raise FeedGapError(msg, after=cursor, before=first)
-            if empty and not anchored:
-                return rows
-            empty = True
+            if not rows:
+                if known_empty:
+                    return rows
+                oldest = await self._oldest(cursor)
+                if not anchored:
+                    # Once more: a feed of few rows may have all of them below.
+                    known_empty = oldest is None or cursor > 0
+                    continue
+                if oldest is not None and oldest <= cursor:
+                    continue
+            first = rows[0].trans_id if rows else None
+            msg = f"rows after {cursor} are gone, or may be. Nothing happened"
+            raise FeedGapError(msg, after=cursor, before=first)
 
-    async def _is_gone(self, cursor: int) -> bool:
-        """Tell by the oldest row there is whether one is deleted."""
-        rows = await self._read(0, _FEW)
-        if not rows:
-            # Once more: it may have been too early.
-            rows = await self._read(0, _FEW)
-        return not rows or rows[0].trans_id > cursor
+    async def _oldest(self, cursor: int) -> int | None:
+        """
+        Return the number of a row that is not behind others; None where there is none.
+
+        Others may read from where we do, and make of our reading an early one. So it
+        is asked for from two numbers, smaller than those of any real feed, that
+        nobody else will have come upon.
+        """
+        for _ in range(2):
+            number = self._dice.randrange(min(_SMALL, cursor) or _SMALL)
+            rows = await self._read(number, _FEW)
+            if rows:
+                return rows[0].trans_id
+        return None
 
     async def _read(self, last_id: int, limit: int) -> list[Transaction]:
         body = {"last_id": last_id, "limit": limit}

@@ -33,11 +33,11 @@ whoever knows them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
@@ -225,6 +225,10 @@ class Verdict:
     note: str | None = None
 
 
+# Tells the time, in seconds since 1970.
+Clock: TypeAlias = Callable[[], float]
+
+
 class Store(Protocol):
     """
     Where the journal lives.
@@ -244,7 +248,7 @@ class Store(Protocol):
         ...
 
     def begin(
-        self, intent: Intent, now: float, *, block_unknown: bool = False
+        self, intent: Intent, clock: Clock, *, block_unknown: bool = False
     ) -> Awaitable[Intent | None]:
         """
         Write an intent down as sent, unless there is one that stands for it.
@@ -252,7 +256,7 @@ class Store(Protocol):
         Args:
             intent: What is to be paid, in phase ``intent``.
 
-            now: The time.
+            clock: Asked when it is written.
 
             block_unknown: Whether an unknown payment of the user keeps his turn.
 
@@ -267,16 +271,28 @@ class Store(Protocol):
         ...
 
     def write(
-        self, verdicts: Collection[Verdict], now: float
+        self,
+        verdicts: Collection[Verdict],
+        clock: Clock,
+        *,
+        given: Collection[Intent] = (),
     ) -> Awaitable[list[Intent]]:
         """
-        Give intents their next phase, all or none.
+        Give intents their next phase.
 
         A verdict that is no move of the table changes nothing, and neither does one
         with a row of the feed that another intent has.
 
+        Args:
+            verdicts: What is found out.
+
+            clock: Asked when it is written.
+
+            given: What it was found out from: nothing is written if one of these has
+                another phase by now.
+
         Returns:
-            The intents as they are then.
+            The intents as they are then; none where nothing was written.
         """
         ...
 
@@ -286,16 +302,30 @@ class Store(Protocol):
         *,
         phases: Collection[Phase] = (),
         user_code: UserCode | None = None,
-        ids: Collection[int] = (),
+        ids: Collection[int] | None = None,
+        since: float | None = None,
     ) -> Awaitable[list[Intent]]:
-        """Return the intents that fit all that is given, in their order."""
+        """
+        Return intents, in their order.
+
+        Args:
+            account: Whose. None: of all.
+
+            phases: Which phases. None given: all.
+
+            user_code: Whose balance. None: of all.
+
+            ids: Which numbers. None: all.
+
+            since: Not those that were written down before, unless they are open.
+        """
         ...
 
     def find(self, account: str, key: str) -> Awaitable[Intent | None]:
         """Return the newest intent of a key, None if there is none."""
         ...
 
-    def adopt(self, now: float) -> Awaitable[int]:
+    def adopt(self, clock: Clock) -> Awaitable[int]:
         """Make what dead owners have left in ``sent`` unknown; return how many."""
         ...
 

@@ -184,6 +184,7 @@ class Progress:
         """
         rows = aiter(plan)
         last = await self._compare(rows)
+        await self.write()
         after = 0
         while left := await self._do(self._left, after):
             for row in left:
@@ -220,7 +221,12 @@ class Progress:
             JournalError: It cannot be written. What has moved has moved.
         """
         fresh, self._fresh = self._fresh, {}
-        await self._do(self._write, [row.values for row in fresh.values()])
+        try:
+            await self._do(self._write, [row.values for row in fresh.values()])
+        except BaseException:
+            # In its place: what comes behind it is not written without it.
+            self._fresh = {**fresh, **self._fresh}
+            raise
         self._written = time.monotonic()
 
     def rows(self) -> Iterator[Noted]:
@@ -243,6 +249,10 @@ class Progress:
         while known := await self._do(self._known, position):
             for noted in known:
                 row = await anext(plan, None)
+                while row is not None and row.position < noted.position:
+                    # A row that was taken, and not noted before the disk was full.
+                    self._fresh[row.position] = row
+                    row = await anext(plan, None)
                 if row is None or row.said != noted.said:
                     now = "ends before it" if row is None else f"has {_words(row)}"
                     msg = (

@@ -36,8 +36,6 @@ from aio_agentapi._feed import KEPT, Transaction, TransType
 from aio_agentapi._journal import (
     DEPOSIT,
     HAPPENED,
-    OPEN,
-    Cursor,
     Intent,
     Phase,
     Verdict,
@@ -101,20 +99,26 @@ class Case:
 
         look: The reading.
 
-        start: The row that it counts from, at or behind the reading's own.
+        anchor: The payment whose cursor it counts from, at or behind the start of the
+            reading. None: it counts from the oldest row.
 
         settings: ``sole_writer`` and ``feed_lag``.
     """
 
     intents: Sequence[Intent]
     look: Look
-    start: int
+    anchor: Intent | None
     settings: Settings
+
+    @property
+    def start(self) -> int:
+        """The row that it counts from."""
+        return 0 if self.anchor is None else self.anchor.cursor.trans_id
 
     def verdicts(self) -> list[Verdict]:
         """Return what can be said by now, of as many as it can be said of."""
         rows = list(self._rows())
-        missing = self._take_off(rows)
+        missing, doubtful = self._take_off(rows)
         classes: dict[_Class, list[Intent]] = defaultdict(list)
         for intent in self._open():
             classes[_class(intent)].append(intent)
@@ -130,7 +134,11 @@ class Case:
                 note = f"equal rows fit a withdrawal of everything, too: {_name(mine)}"
                 said += [_person(i, note) for i in rest if self._is_over(i)]
             elif unknown:
-                said += self._count(group, rest, mine, missing)
+                # Rows of a payment so young that its own may not be seen yet, and
+                # they another's.
+                sure = not any(_fits(kind, row) for row in doubtful)
+                over = [i for i in rest if sure and self._is_over(i)]
+                said += self._count(group, rest, over, mine, missing)
             # What was found in the feed is not too old for it.
             found |= {verdict.id: verdict for verdict in said}
         return list(found.values())
@@ -147,13 +155,12 @@ class Case:
 
     def _open(self) -> list[Intent]:
         """Return what may have made a row that no answer tells of."""
+        running = {Phase.UNKNOWN, Phase.SENT}
         return [
             intent
             for intent in self._seen()
-            if intent.phase in OPEN
-            or intent.phase is Phase.SENT
-            # A person said so, and named no row.
-            or (intent.phase is Phase.CONFIRMED and intent.moved is None)
+            if intent.phase in running
+            or (_is_for_person(intent) and self._place(intent) != "before")
         ]
 
     def _seen(self) -> list[Intent]:
@@ -171,9 +178,19 @@ class Case:
         """Tell whether its row may be deleted by now."""
         return self.look.begun - _known(intent.created_at) >= _KEPT - _MARGIN
 
-    def _take_off(self, rows: list[Transaction]) -> set[_Class]:
-        """Remove the rows of what is known; return what should have one and has not."""
+    def _take_off(
+        self, rows: list[Transaction]
+    ) -> tuple[set[_Class], list[Transaction]]:
+        """
+        Remove the rows of what is known to have happened.
+
+        Returns:
+            What should have a row and has not; and the rows that were removed for
+            payments whose own may be later ones.
+        """
         missing: set[_Class] = set()
+        doubtful: list[Transaction] = []
+        lag = timedelta(seconds=self.settings.feed_lag)
         for intent in self._seen():
             moved = intent.moved
             if intent.phase not in HAPPENED or moved is None or intent.trans_id:
@@ -181,17 +198,15 @@ class Case:
             place = self._place(intent)
             if place == "before" or not moved.amount:
                 continue
-            for row in rows:
-                if _is_row_of(intent, moved, row):
-                    rows.remove(row)
-                    break
-            else:
-                lag = timedelta(seconds=self.settings.feed_lag)
-                if place == "behind" and (
-                    _known(intent.changed_at) + lag <= self.look.begun
-                ):
-                    missing.add(_class(intent))
-        return missing
+            visible = _known(intent.changed_at) + lag <= self.look.begun
+            found = next((row for row in rows if _is_row_of(intent, moved, row)), None)
+            if found is not None:
+                rows.remove(found)
+                if not visible:
+                    doubtful.append(found)
+            elif place == "behind" and visible:
+                missing.add(_class(intent))
+        return missing, doubtful
 
     def _is_shared(
         self,
@@ -207,12 +222,12 @@ class Case:
         self,
         group: Sequence[Intent],
         unknown: Sequence[Intent],
+        over: Sequence[Intent],
         rows: Sequence[Transaction],
         missing: set[_Class],
     ) -> list[Verdict]:
         """Compare equal payments with the rows that are left."""
         rows = [row for row in rows if row.trans_id > group[0].cursor.trans_id]
-        over = [intent for intent in unknown if self._is_over(intent)]
         running = any(intent.phase is Phase.SENT for intent in group)
         doubt = self._doubt(group, rows)
         if doubt is not None:
@@ -268,11 +283,11 @@ class Case:
 
     def _place(self, intent: Intent) -> _Place:
         """Tell where the row of a payment is, seen from where it counts from."""
-        if self.start:
-            # Chosen so that it is on one side: see begin_of.
-            return "behind" if intent.cursor.trans_id >= self.start else "before"
+        if self.anchor is not None and self.anchor.cursor.trans_id:
+            # By their order: see anchor_of. A cursor says less, it may be none.
+            return "behind" if intent.id >= self.anchor.id else "before"
         oldest = self.look.begun - _KEPT
-        if _known(intent.changed_at) < oldest - _MARGIN:
+        if _there(intent) < oldest - _MARGIN:
             return "before"
         return "behind" if _known(intent.created_at) > oldest + _MARGIN else "either"
 
@@ -326,36 +341,48 @@ def ready(intent: Intent, lag: timedelta) -> datetime:
     return _known(intent.lost_at) + timedelta(seconds=intent.longest) + lag
 
 
-def begin_of(intents: Sequence[Intent], lag: timedelta) -> Cursor:
+def anchor_of(intents: Sequence[Intent], lag: timedelta) -> Intent | None:
     """
-    Return the row that a reading for a user has to begin with.
+    Return the payment whose cursor a reading for a user has to begin with.
 
-    Behind it are the rows of all his open payments, and of each other payment it is
-    certain on which side its row is.
+    Behind that row are the rows of this payment and of all that came later, and none
+    of those that came before. Its cursor may be none: then the reading begins with the
+    oldest row there is.
 
     Args:
         intents: His payments, in their order.
 
         lag: How late a row may appear.
     """
-    start: Cursor | None = None
+    anchor: Intent | None = None
     for intent in reversed(intents):
-        cursor = intent.cursor
-        if intent.phase in OPEN or start is None:
-            if intent.phase in OPEN:
-                start = cursor
-            continue
-        if not start.trans_id:
+        if anchor is not None and not anchor.cursor.trans_id:
             break
-        if intent.phase not in HAPPENED:
-            continue
-        seen = _known(start.seen_at)
-        if _known(intent.changed_at) < seen - lag - _NEAR:
-            # Its row had been there when the cursor was the newest.
-            continue
-        if cursor.trans_id < start.trans_id:
-            start = cursor
-    return Cursor() if start is None else start
+        if intent.phase is Phase.UNKNOWN:
+            lower = anchor is None or (intent.cursor.trans_id < anchor.cursor.trans_id)
+            anchor = intent if lower else anchor
+        elif anchor is not None and (
+            intent.phase in HAPPENED or _is_for_person(intent)
+        ):
+            seen = _known(anchor.cursor.seen_at)
+            # Its row had been there when the cursor was the newest, or may have come
+            # later: then it has to be counted as well.
+            if _there(intent) >= seen - lag - _NEAR:
+                anchor = intent
+    return anchor
+
+
+def _is_for_person(intent: Intent) -> bool:
+    """Tell whether only a person knows, or is to know, whether it has a row."""
+    decided = intent.phase is Phase.CONFIRMED and intent.moved is None
+    return decided or intent.phase is Phase.NEEDS_PERSON
+
+
+def _there(intent: Intent) -> datetime:
+    """Return when the row of a payment was made at the latest, if it has one."""
+    if _is_for_person(intent) and intent.lost_at is not None:
+        return intent.lost_at + timedelta(seconds=intent.longest)
+    return _known(intent.changed_at)
 
 
 def _confirmed(intent: Intent, row: Transaction, note: str) -> Verdict:

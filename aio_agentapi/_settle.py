@@ -30,11 +30,12 @@ from aio_agentapi._journal import (
     Verdict,
     moment,
 )
-from aio_agentapi._reconcile import Case, Look, begin_of, ready
+from aio_agentapi._reconcile import Case, Look, anchor_of, ready
 from aio_agentapi._types import Moved, UserCode
 from aio_agentapi.errors import (
     FeedGapError,
     NotFoundError,
+    RefusedError,
     UnsupportedError,
     UsageError,
 )
@@ -50,6 +51,12 @@ _PAGES: Final = 100
 
 # Seconds between two looks whether an equal payment is still under way.
 _SOON: Final = 0.05
+
+# The code that says that there is no such user; others may mean anything.
+_NO_USER: Final = 2002
+
+# Answers that there is no feed, before that is believed.
+_TRIES: Final = 3
 
 # What the service keeps, and by how much clocks may differ.
 _KEPT: Final = timedelta(seconds=KEPT)
@@ -99,7 +106,7 @@ class Settler:
     async def open(self) -> list[Intent]:
         """Return the payments whose outcome is open, those of the dead included."""
         cashier = self._channel.cashier
-        await cashier.store.adopt(cashier.clock())
+        await cashier.store.adopt(cashier.clock)
         return await cashier.store.intents(cashier.account, phases=OPEN)
 
     async def settle(self, ids: Collection[int]) -> None:
@@ -109,20 +116,13 @@ class Settler:
         Args:
             ids: Which.
         """
-        try:
-            await self._settle(frozenset(ids), await self.open())
-        except UnsupportedError as error:
-            # A deployment without a feed.
-            await self._write(
-                Verdict(id=i.id, phase=Phase.NEEDS_PERSON, note=str(error))
-                for i in await self._left(ids)
-            )
+        await self._settle(frozenset(ids), await self.open())
 
     async def _settle(self, ids: frozenset[int], opened: Sequence[Intent]) -> None:
         settings = self._channel.settings
         opened = [i for i in opened if i.phase is Phase.UNKNOWN]
         since = self.now()
-        first, told = True, False
+        first, told, missing = True, False, 0
         while any(intent.id in ids for intent in opened):
             try:
                 look = await self._reading(opened, since)
@@ -130,10 +130,15 @@ class Settler:
                 await self._skip(error, opened)
                 opened = await self._left(ids)
                 continue
-            except PASSING as error:
+            except (*PASSING, UnsupportedError) as error:
                 if not told:
                     _LOG.warning("%s; it is tried again until it works", error)
                 told = True
+                # Somebody between us and the service may say so once.
+                missing += isinstance(error, UnsupportedError)
+                if missing == _TRIES:
+                    await self._give_up(opened, str(error))
+                    return
                 await asyncio.sleep(settings.feed_interval)
                 continue
             told = False
@@ -179,7 +184,8 @@ class Settler:
     async def _reading(self, opened: Sequence[Intent], since: datetime) -> Look:
         """Return a reading for the users of payments, begun since a time."""
         users = frozenset(intent.user_code for intent in opened)
-        start = min([self._start(i) for i in await self._of(users)])
+        anchors = [self._anchor(i) for i in await self._of(users)]
+        start = min(0 if a is None else a.cursor.trans_id for a in anchors)
         async with self._turn:
             look = self._look
             if look is None or not look.covers(users, start, since):
@@ -190,30 +196,42 @@ class Settler:
     def _lag(self) -> timedelta:
         return timedelta(seconds=self._channel.settings.feed_lag)
 
-    def _start(self, intents: Sequence[Intent]) -> int:
-        """Return the row that counts for a user, 0 where that is gone by its age."""
-        start = begin_of(intents, self._lag).trans_id
-        return 0 if start <= self._gone else start
+    def _anchor(self, intents: Sequence[Intent]) -> Intent | None:
+        """Return what counts for a user; None where its row is gone by its age."""
+        anchor = anchor_of(intents, self._lag)
+        if anchor is None or anchor.cursor.trans_id <= self._gone:
+            return None
+        return anchor
 
     async def _skip(self, error: FeedGapError, opened: Sequence[Intent]) -> None:
         """Read from the oldest row where one was too old; else ask a person."""
-        users = frozenset(intent.user_code for intent in opened)
-        cursors = [begin_of(i, self._lag) for i in await self._of(users)]
-        made = [c.made_at for c in cursors if c.trans_id == error.after]
+        users = sorted({intent.user_code for intent in opened})
+        anchors = [self._anchor(i) for i in await self._of(users)]
+        here = {
+            user: anchor.cursor
+            for user, anchor in zip(users, anchors, strict=True)
+            if anchor is not None and anchor.cursor.trans_id == error.after
+        }
+        made = [cursor.made_at for cursor in here.values()]
         if all(m is not None and self.now() - m > _KEPT - _MARGIN for m in made):
-            self._gone = error.after
+            self._gone = max(self._gone, error.after)
             return
-        note = f"rows of the feed are gone that should still be there: {error}"
+        await self._give_up(
+            [intent for intent in opened if intent.user_code in here],
+            f"rows of the feed are gone that should still be there: {error}",
+        )
+
+    async def _give_up(self, intents: Iterable[Intent], note: str) -> None:
         await self._write(
-            Verdict(id=i.id, phase=Phase.NEEDS_PERSON, note=note)
-            for i in opened
-            if i.cursor.trans_id <= error.after
+            [Verdict(id=i.id, phase=Phase.NEEDS_PERSON, note=note) for i in intents]
         )
 
     async def _of(self, users: Iterable[UserCode]) -> list[list[Intent]]:
+        """Return what the feed may have rows of, for each user in their order."""
         cashier = self._channel.cashier
+        since = (self.now() - _KEPT - _MARGIN).timestamp()
         return [
-            await cashier.store.intents(cashier.account, user_code=user)
+            await cashier.store.intents(cashier.account, user_code=user, since=since)
             for user in sorted(users)
         ]
 
@@ -224,6 +242,7 @@ class Settler:
         feed = Feed(self._channel)
         cursor = start
         while True:
+            seen = self.now()
             page = await feed.page(cursor)
             for row in page:
                 if row.user_code in users and row.trans_type in _PAID:
@@ -234,15 +253,22 @@ class Settler:
             if len(page) < PAGE:
                 break
             cursor = page[-1].trans_id
-        await self._keep(page)
+        await self._keep(page, seen)
         return Look(start=start, begun=begun, ended=self.now(), users=users, rows=rows)
 
-    async def _keep(self, page: Sequence[Transaction]) -> None:
-        """Remember the newest row of the feed, as payments note it."""
+    async def _keep(self, page: Sequence[Transaction], seen: datetime) -> None:
+        """
+        Remember the newest row of the feed, as payments note it.
+
+        Args:
+            page: The last page of a reading.
+
+            seen: When it was asked for: what was there then is in it.
+        """
         if page:
             newest = page[-1]
             cursor = Cursor(
-                trans_id=newest.trans_id, made_at=newest.regdate, seen_at=self.now()
+                trans_id=newest.trans_id, made_at=newest.regdate, seen_at=seen
             )
             await self._channel.cashier.store.keep_cursor(
                 self._channel.cashier.account, cursor
@@ -251,26 +277,33 @@ class Settler:
     async def _judge(self, look: Look, opened: Sequence[Intent]) -> bool:
         """Write down what a reading says; tell whether to ask again soon."""
         cashier, running = self._channel.cashier, False
-        await cashier.store.adopt(cashier.clock())
-        for user in sorted({intent.user_code for intent in opened}):
-            intents = await cashier.store.intents(cashier.account, user_code=user)
-            start = self._start(intents)
+        await cashier.store.adopt(cashier.clock)
+        users = sorted({intent.user_code for intent in opened})
+        for intents in await self._of(users):
+            anchor = self._anchor(intents)
+            start = 0 if anchor is None else anchor.cursor.trans_id
             if start < look.start:
                 # Something became unknown meanwhile that it does not reach back to.
                 continue
-            case = Case(intents, look, start, self._channel.settings)
-            await self._write(case.verdicts())
-            running = running or case.running
+            case = Case(intents, look, anchor, self._channel.settings)
+            verdicts = case.verdicts()
+            # Where one of them has gone on meanwhile, all of it is judged again.
+            is_stale = verdicts and not await self._write(verdicts, intents)
+            running = running or bool(is_stale) or case.running
         return running
 
-    async def _write(self, verdicts: Iterable[Verdict]) -> None:
-        verdicts = list(verdicts)
+    async def _write(
+        self, verdicts: Sequence[Verdict], given: Sequence[Intent] = ()
+    ) -> bool:
+        """Write verdicts down, if what they come from is still so; tell whether."""
         if not verdicts:
-            return
+            return True
         cashier = self._channel.cashier
-        for intent in await cashier.store.write(verdicts, cashier.clock()):
+        written = await cashier.store.write(verdicts, cashier.clock, given=given)
+        for intent in written:
             if intent.phase is Phase.NEEDS_PERSON:
                 _LOG.error("intent %d needs a person: %s", intent.id, intent.note)
+        return bool(written)
 
     async def _ask(self, left: Sequence[Intent], look: Look) -> None:
         """Ask for users of whom the feed has nothing: one that is not got nothing."""
@@ -279,13 +312,16 @@ class Settler:
         for user in sorted(unseen):
             try:
                 await users.info(user)
-            except NotFoundError:
-                note = "there is no such user"
-                await self._write(
-                    Verdict(id=i.id, phase=Phase.ABSENT, note=note)
-                    for i in left
-                    if i.user_code == user
-                )
+            except (RefusedError, UnsupportedError) as error:
+                if isinstance(error, NotFoundError) and error.code == _NO_USER:
+                    note = "there is no such user"
+                    await self._write(
+                        [
+                            Verdict(id=i.id, phase=Phase.ABSENT, note=note)
+                            for i in left
+                            if i.user_code == user
+                        ]
+                    )
             except PASSING:
                 return
 
@@ -297,6 +333,7 @@ class Settler:
         for _ in range(_PAGES):
             try:
                 # Without a row to begin with, not from 0, where others may read.
+                seen = self.now()
                 page = await feed.page(cursor or 1, anchored=cursor > 0)
             except FeedGapError:
                 # Its row is gone.
@@ -304,7 +341,7 @@ class Settler:
                 continue
             if len(page) < PAGE:
                 self._reached = 0
-                await self._keep(page)
+                await self._keep(page, seen)
                 return
             cursor = self._reached = page[-1].trans_id
 
@@ -415,7 +452,7 @@ class Payments:
         ids = [intent.id for intent in await self._settler.open()]
         await self._within_deadline(ids)
         cashier = self._channel.cashier
-        return await cashier.store.intents(cashier.account, ids=ids) if ids else []
+        return await cashier.store.intents(cashier.account, ids=ids)
 
     async def resend(self, intent: Intent | int) -> Moved:
         """
@@ -489,7 +526,7 @@ class Payments:
         phase = Phase.CONFIRMED if happened else Phase.ABSENT
         cashier = self._channel.cashier
         verdict = Verdict(id=known.id, phase=phase, note=f"{known.note}; {note}")
-        written = await cashier.store.write([verdict], cashier.clock())
+        written = await cashier.store.write([verdict], cashier.clock)
         return written[0]
 
     async def _known(self, intent: Intent | int) -> Intent:

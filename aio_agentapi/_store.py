@@ -28,6 +28,8 @@ import secrets
 import sqlite3
 import struct
 import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -35,7 +37,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import attrs
 
 from aio_agentapi._books import MARK, SCHEMA, VERSION, Books
-from aio_agentapi._journal import Cursor, Intent, Phase, Verdict
+from aio_agentapi._journal import Clock, Cursor, Intent, Phase, Verdict
 from aio_agentapi._types import UserCode
 from aio_agentapi.errors import AgentAPIError, JournalError
 
@@ -50,6 +52,12 @@ _PATIENCE: Final = 30.0
 # cannot be done now.
 _Kind: TypeAlias = Literal["read", "write", "keep"]
 
+# Seconds before a file that another process opens is tried again.
+_SOON: Final = 0.01
+
+# Seconds before a verdict that could not be written is tried again.
+_AGAIN: Final = 1.0
+
 # Works of one transaction.
 _BATCH: Final = 500
 
@@ -58,6 +66,17 @@ _BATCH: Final = 500
 class _SqlStore:
     """What both homes do the same way; where they do it is their own."""
 
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
+
+    def _home(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that runs, or the last that did: one may have stopped."""
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self._loop is None:
+                raise
+        return self._loop
+
     def _hand_over(
         self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
@@ -65,16 +84,22 @@ class _SqlStore:
         raise NotImplementedError
 
     def begin(
-        self, intent: Intent, now: float, *, block_unknown: bool = False
+        self, intent: Intent, clock: Clock, *, block_unknown: bool = False
     ) -> Awaitable[Intent | None]:
         """Write an intent down; see :class:`~aio_agentapi._journal.Store`."""
-        return self._hand_over(lambda b: b.begin(intent, now, block=block_unknown))
+        return self._hand_over(lambda b: b.begin(intent, clock, block=block_unknown))
 
     def write(
-        self, verdicts: Collection[Verdict], now: float
+        self,
+        verdicts: Collection[Verdict],
+        clock: Clock,
+        *,
+        given: Collection[Intent] = (),
     ) -> Awaitable[list[Intent]]:
         """Give intents their next phase; see the protocol."""
-        return self._hand_over(lambda b: b.write(verdicts, now), "keep")
+        # What was found out from others is found out again, where it is not written.
+        kind: _Kind = "write" if given else "keep"
+        return self._hand_over(lambda b: b.write(verdicts, clock, given), kind)
 
     def intents(
         self,
@@ -82,20 +107,21 @@ class _SqlStore:
         *,
         phases: Collection[Phase] = (),
         user_code: UserCode | None = None,
-        ids: Collection[int] = (),
+        ids: Collection[int] | None = None,
+        since: float | None = None,
     ) -> Awaitable[list[Intent]]:
         """Return the intents that fit all that is given, in their order."""
         return self._hand_over(
-            lambda b: b.intents(account, phases, user_code, ids), "read"
+            lambda b: b.intents(account, phases, user_code, ids, since), "read"
         )
 
     def find(self, account: str, key: str) -> Awaitable[Intent | None]:
         """Return the newest intent of a key, None if there is none."""
         return self._hand_over(lambda b: b.find(account, key), "read")
 
-    def adopt(self, now: float) -> Awaitable[int]:
+    def adopt(self, clock: Clock) -> Awaitable[int]:
         """Make what dead owners have left in ``sent`` unknown; return how many."""
-        return self._hand_over(lambda b: b.adopt(now))
+        return self._hand_over(lambda b: b.adopt(clock))
 
     def cursor(self, account: str) -> Awaitable[Cursor]:
         """Return the newest row of an account's feed that is known."""
@@ -138,7 +164,7 @@ class MemoryStore(_SqlStore):
         return False
 
     def begin(
-        self, intent: Intent, now: float, *, block_unknown: bool = False
+        self, intent: Intent, clock: Clock, *, block_unknown: bool = False
     ) -> Awaitable[Intent | None]:
         """Write an intent down, and the first time a warning into the log."""
         if not self._warned:
@@ -147,7 +173,7 @@ class MemoryStore(_SqlStore):
                 "payments are noted in memory: a crash loses what is known of those"
                 " whose outcome is open. Give SessionManager a store=SqliteStore(path)"
             )
-        return super().begin(intent, now, block_unknown=block_unknown)
+        return super().begin(intent, clock, block_unknown=block_unknown)
 
     async def aclose(self) -> None:
         """Do nothing: another manager may go on with it."""
@@ -160,7 +186,7 @@ class MemoryStore(_SqlStore):
             sql = _connect(None)
             sql.executescript(SCHEMA)
             self._books = Books(sql, 1, lambda _: True)
-        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[T] = self._home().create_future()
         try:
             ended.set_result(act(self._books))
         except AgentAPIError as error:
@@ -205,6 +231,8 @@ class SqliteStore(_SqlStore):
     _kept: list[_Work] = attrs.field(init=False, factory=list)
     _books: Books | None = attrs.field(init=False, default=None)
     _locks: list[int] = attrs.field(init=False, factory=list)
+    # The files that are open, by device and number: others may take their place.
+    _places: dict[Path, tuple[int, int]] = attrs.field(init=False, factory=dict)
     # Works that were handed over and are not done; and a connection of the loop's, for
     # an outcome that need not wait for them. Both under the guard.
     _pending: int = attrs.field(init=False, default=0)
@@ -229,7 +257,7 @@ class SqliteStore(_SqlStore):
     def _hand_over(
         self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        loop = asyncio.get_running_loop()
+        loop = self._home()
         work = _Work(act, loop, loop.create_future(), kind)
         with self._guard:
             if kind == "keep" and not self._pending and self._is_done_at_once(work):
@@ -250,6 +278,7 @@ class SqliteStore(_SqlStore):
         if books is None or self._kept:
             return False
         try:
+            self._check_place()
             books.sql.execute("BEGIN IMMEDIATE")
             try:
                 work.ended.set_result(work.act(books))
@@ -257,7 +286,7 @@ class SqliteStore(_SqlStore):
             except BaseException:
                 books.sql.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, AgentAPIError):
+        except (sqlite3.Error, OSError, AgentAPIError):
             # The thread waits for whoever it is, and tells what is wrong.
             if work.ended.done():
                 work.ended = work.loop.create_future()
@@ -271,24 +300,26 @@ class SqliteStore(_SqlStore):
 
     def _run(self) -> None:
         with self._running:
-            while works := self._take():
+            while (works := self._take()) is not None:
                 self._do(works)
                 with self._guard:
                     self._pending -= len(works)
                 _tell(works)
             self._close()
 
-    def _take(self) -> list[_Work]:
-        """Return what was handed over meanwhile; nothing when it is to be closed."""
+    def _take(self) -> list[_Work] | None:
+        """Return what was handed over meanwhile; None when it is to be closed."""
         works: list[_Work] = []
-        work = self._works.get()
         with contextlib.suppress(queue.Empty):
+            # What could not be written is tried again, also if nobody comes.
+            work = self._works.get(timeout=_AGAIN if self._kept else None)
             while work is not None:
                 works.append(work)
                 if len(works) == _BATCH:
-                    break
+                    return works
                 work = self._works.get_nowait()
-        if work is None and works:
+            if not works:
+                return None
             self._works.put(None)
         return works
 
@@ -297,6 +328,7 @@ class SqliteStore(_SqlStore):
         kept, self._kept = self._kept, []
         try:
             books = self._books or self._open()
+            self._check_place()
             reads = all(work.kind == "read" for work in [*kept, *works])
             books.sql.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
@@ -311,8 +343,9 @@ class SqliteStore(_SqlStore):
             self._kept = [*kept, *(work for work in works if work.kind == "keep")]
             reason = getattr(error, "strerror", None) or error
             for work in works:
-                told = f"the journal {self._path}: {reason}. Nothing was sent"
-                work.error = JournalError(told)
+                told = "It is written as soon as that can be done"
+                told = told if work.kind == "keep" else "Nothing was sent"
+                work.error = JournalError(f"the journal {self._path}: {reason}. {told}")
 
     def _open(self) -> Books:
         if not self._path.exists():
@@ -325,6 +358,7 @@ class SqliteStore(_SqlStore):
             # It would copy the log into the file, and wait for the disk twice.
             near.execute("PRAGMA wal_autocheckpoint = 0")
             books = Books(sql, self._claim(), self._is_alive)
+            self._note_places()
         except BaseException:
             sql.close()
             near.close()
@@ -334,8 +368,35 @@ class SqliteStore(_SqlStore):
         self._near = Books(near, books.owner, books.alive)
         return books
 
+    def _check_place(self) -> None:
+        """Tell that the files are still those that were opened."""
+        for path, known in self._places.items():
+            found = path.stat()
+            if (found.st_dev, found.st_ino) != known:
+                msg = f"{path} was put in the place of the one in use"
+                raise OSError(msg)
+
+    def _note_places(self) -> None:
+        for path in (self._path, self._owners):
+            found = path.stat()
+            self._places[path] = found.st_dev, found.st_ino
+
+    @property
+    def _owners(self) -> Path:
+        return self._path.with_name(self._path.name + "-owners")
+
     def _prepare(self, sql: sqlite3.Connection) -> None:
-        sql.execute("PRAGMA journal_mode = WAL")
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                sql.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # Who opens it at the same moment does the same, and this does not
+                # wait as other statements do.
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_SOON)
         # A commit has reached the disk, not only the system.
         sql.execute("PRAGMA synchronous = FULL")
         sql.execute("BEGIN IMMEDIATE")
@@ -354,10 +415,11 @@ class SqliteStore(_SqlStore):
 
     def _claim(self) -> int:
         """Become an owner: hold a lock that nobody else has."""
-        name = self._path.with_name(self._path.name + "-owners")
         for _ in range(2):
             # Two views of the file: what one of them holds, the other can see.
-            self._locks.append(os.open(name, os.O_CREAT | os.O_RDWR, 0o600))
+            self._locks.append(os.open(self._owners, os.O_CREAT | os.O_RDWR, 0o600))
+        # A child would hold the lock when this process is gone.
+        os.register_at_fork(after_in_child=_forgetting(self))
         owner = secrets.randbits(60)
         fcntl.fcntl(self._locks[0], fcntl.F_OFD_SETLK, _byte(owner))
         return owner
@@ -367,6 +429,7 @@ class SqliteStore(_SqlStore):
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
     def _unlock(self) -> None:
+        self._places.clear()
         while self._locks:
             os.close(self._locks.pop())
 
@@ -380,6 +443,18 @@ class SqliteStore(_SqlStore):
                 books.sql.close()
         self._books = None
         self._unlock()
+
+
+def _forgetting(store: SqliteStore) -> Callable[[], None]:
+    """Make what a child does at its birth; it keeps no store alive."""
+    known = weakref.ref(store)
+
+    def forget() -> None:
+        store = known()
+        if store is not None:
+            store._unlock()  # noqa: SLF001 - a part of it
+
+    return forget
 
 
 # struct flock: its numbers are of the machine's own size and place.

@@ -1,8 +1,8 @@
 """
 What it costs to write payments down, and to keep the progress of a plan.
 
-``python -m benchmarks.journal`` pays with no journal, with one in memory and with one in
-a file, in alternating blocks of one run, alone and with 50 in flight, and times
+``python -m benchmarks.journal`` pays with no journal, with one in memory and with one
+in a file, in alternating blocks of one run, alone and with 50 in flight, and times
 fdatasync of the same disk in between, at the same pace. It takes some minutes.
 """
 
@@ -31,7 +31,7 @@ from aio_agentapi import (
     SqliteStore,
     run_many,
 )
-from aio_agentapi._journal import Cursor, Store, Verdict
+from aio_agentapi._journal import Clock, Cursor, Store, Verdict
 from benchmarks.server import TOKEN, serving
 
 ROUNDS = 7
@@ -46,17 +46,21 @@ class NoStore:
     _numbers = itertools.count(1)
 
     def begin(
-        self, intent: Intent, now: float, *, block_unknown: bool = False
+        self, intent: Intent, clock: Clock, *, block_unknown: bool = False
     ) -> Awaitable[Intent | None]:
         """Say that it is written."""
-        del now, block_unknown
+        del clock, block_unknown
         return _ready(attrs.evolve(intent, id=next(self._numbers), phase=Phase.SENT))
 
     def write(
-        self, verdicts: Collection[Verdict], now: float
+        self,
+        verdicts: Collection[Verdict],
+        clock: Clock,
+        *,
+        given: Collection[Intent] = (),
     ) -> Awaitable[list[Intent]]:
         """Say that it is written."""
-        del verdicts, now
+        del verdicts, clock, given
         return _ready(list[Intent]())
 
     def intents(self, *_: object, **__: object) -> Awaitable[list[Intent]]:
@@ -68,9 +72,9 @@ class NoStore:
         del account, key
         return _ready(None)
 
-    def adopt(self, now: float) -> Awaitable[int]:
+    def adopt(self, clock: Clock) -> Awaitable[int]:
         """Do nothing."""
-        del now
+        del clock
         return _ready(0)
 
     def cursor(self, account: str) -> Awaitable[Cursor]:

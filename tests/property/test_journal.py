@@ -81,6 +81,10 @@ class Journal(RuleBasedStateMachine):
         self.phases: dict[int, Phase] = {}
         self.now = 100.0
 
+    def clock(self) -> float:
+        """Return the time."""
+        return self.now
+
     def do(self, work: Awaitable[T]) -> T:
         """Wait for something of a store."""
 
@@ -161,7 +165,9 @@ class Journal(RuleBasedStateMachine):
         """Write an intent down, and note who may send it."""
         before = self.ask(self.reader.intents)
         try:
-            written = self.ask(owner.store.begin, wanted, self.now, block_unknown=block)
+            written = self.ask(
+                owner.store.begin, wanted, self.clock, block_unknown=block
+            )
         except UsageError:
             assert any(i.key == wanted.key and not i.same(wanted) for i in before)
             return multiple()
@@ -205,7 +211,7 @@ class Journal(RuleBasedStateMachine):
         """Write an outcome, and wait until that is acknowledged."""
         moved = MOVED if phase in HAPPENED else None
         verdict = Verdict(id=payment.intent.id, phase=phase, moved=moved)
-        (written,) = self.ask(payment.owner.store.write, [verdict], self.now)
+        (written,) = self.ask(payment.owner.store.write, [verdict], self.clock)
         assert written.phase is phase
         payment.phase = phase
         self.phases[written.id] = phase
@@ -222,7 +228,7 @@ class Journal(RuleBasedStateMachine):
     def adopt(self, owner: Owner) -> None:
         """Another process looks for what the dead have left."""
         if owner.alive:
-            self.ask(owner.store.adopt, self.now)
+            self.ask(owner.store.adopt, self.clock)
 
     @rule(
         owner=owners,
@@ -238,7 +244,7 @@ class Journal(RuleBasedStateMachine):
         moved = MOVED if end is Phase.CONFIRMED else None
         trans_id = chosen.id if end is Phase.CONFIRMED else None
         verdict = Verdict(id=chosen.id, phase=end, moved=moved, trans_id=trans_id)
-        (written,) = self.ask(owner.store.write, [verdict], self.now)
+        (written,) = self.ask(owner.store.write, [verdict], self.clock)
         assert written.phase is end or end not in MOVES[chosen.phase]
 
     def stored(self, payment: Payment) -> Phase:

@@ -27,6 +27,7 @@ from aio_agentapi._journal import (
     HAPPENED,
     MOVES,
     OPEN,
+    Clock,
     Cursor,
     Store,
     Verdict,
@@ -61,9 +62,14 @@ def intent(user: int = 1, **given: Any) -> Intent:
     return Intent(**fields)
 
 
+def at(now: float) -> Clock:
+    """Make a clock that stands still."""
+    return lambda: now
+
+
 async def begun(store: Store, wanted: Intent, now: float = 100.0) -> Intent:
     """Write one down that must be sent."""
-    written = await store.begin(wanted, now)
+    written = await store.begin(wanted, at(now))
     assert written is not None
     assert written.phase is Phase.SENT
     return written
@@ -74,7 +80,7 @@ async def become(store: Store, written: Intent, *phases: Phase) -> Intent:
     for phase in phases:
         moved = MOVED if phase in HAPPENED else None
         verdict = Verdict(id=written.id, phase=phase, moved=moved)
-        (written,) = await store.write([verdict], 200.0)
+        (written,) = await store.write([verdict], at(200.0))
         assert written.phase is phase
     return written
 
@@ -104,7 +110,7 @@ async def test_no_phase_goes_backwards(store: Store, path: Phase) -> None:
     for phase in Phase:
         if phase not in MOVES[path]:
             verdict = Verdict(id=written.id, phase=phase, note="no")
-            assert [written] == await store.write([verdict], 300.0)
+            assert [written] == await store.write([verdict], at(300.0))
 
 
 async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
@@ -115,10 +121,11 @@ async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
         key="häuslich 🏠",
         longest=7.5,
     )
-    at = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
-    cursor = Cursor(trans_id=9, made_at=at, seen_at=at)
+    now = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
+    moment = now.timestamp()
+    cursor = Cursor(trans_id=9, made_at=now, seen_at=now)
     await store.keep_cursor("eur", cursor)
-    written = await begun(store, wanted, at.timestamp() + 1)
+    written = await begun(store, wanted, moment + 1)
     assert [written] == await store.intents("eur")
     assert written == attrs.evolve(
         wanted,
@@ -129,10 +136,10 @@ async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
         changed_at=datetime(2026, 1, 2, 3, 4, 6, 600000, tzinfo=UTC),
     )
     verdict = Verdict(id=1, phase=Phase.UNKNOWN, note="lost")
-    (lost,) = await store.write([verdict], at.timestamp() + 2)
+    (lost,) = await store.write([verdict], lambda: moment + 2)
     assert (lost.lost_at, lost.note) == (lost.changed_at, "lost")
     verdict = Verdict(id=1, phase=Phase.CONFIRMED, moved=MOVED, trans_id=10)
-    (known,) = await store.write([verdict], at.timestamp() + 3)
+    (known,) = await store.write([verdict], lambda: moment + 3)
     assert (known.moved, known.trans_id, known.note) == (MOVED, 10, "lost")
     assert known == await store.find("eur", "häuslich 🏠")
 
@@ -140,7 +147,7 @@ async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
 async def test_a_user_has_one_turn(store: Store) -> None:
     """Until the outcome is written; other users and accounts have their own."""
     first = await begun(store, intent())
-    assert await store.begin(intent(), 100.0) is None
+    assert await store.begin(intent(), at(100.0)) is None
     await begun(store, intent(user=2))
     await begun(store, intent(account="usd"))
     await become(store, first, Phase.UNKNOWN)
@@ -150,11 +157,11 @@ async def test_a_user_has_one_turn(store: Store) -> None:
 async def test_an_unknown_payment_can_keep_the_turn(store: Store) -> None:
     """With block_unknown, until it is settled, a person's word included."""
     first = await become(store, await begun(store, intent()), Phase.UNKNOWN)
-    assert await store.begin(intent(), 100.0, block_unknown=True) is None
+    assert await store.begin(intent(), at(100.0), block_unknown=True) is None
     await become(store, first, Phase.NEEDS_PERSON)
-    assert await store.begin(intent(), 100.0, block_unknown=True) is None
+    assert await store.begin(intent(), at(100.0), block_unknown=True) is None
     await become(store, first, Phase.ABSENT)
-    assert await store.begin(intent(), 100.0, block_unknown=True) is not None
+    assert await store.begin(intent(), at(100.0), block_unknown=True) is not None
 
 
 @pytest.mark.parametrize("end", sorted(HAPPENED | OPEN), ids=str)
@@ -167,8 +174,10 @@ async def test_a_key_that_may_have_happened_is_not_paid_again(
         first = await become(store, first, Phase.UNKNOWN)
     if end is not Phase.UNKNOWN:
         first = await become(store, first, end)
-    assert first == await store.begin(intent(key="k"), 100.0)
-    assert await store.begin(intent(key="k", amount=Decimal("5.0000")), 1.0) == first
+    assert first == await store.begin(intent(key="k"), at(100.0))
+    assert (
+        await store.begin(intent(key="k", amount=Decimal("5.0000")), at(1.0)) == first
+    )
     for other in (
         intent(key="k", amount=Decimal(6)),
         intent(key="k", user=2),
@@ -176,7 +185,7 @@ async def test_a_key_that_may_have_happened_is_not_paid_again(
         intent(key="k", operation="wallets.withdraw_all", amount=None),
     ):
         with pytest.raises(UsageError, match="another payment") as caught:
-            await store.begin(other, 100.0)
+            await store.begin(other, at(100.0))
         assert caught.value.intent == first.id
     assert len(await store.intents()) == 1
 
@@ -194,7 +203,7 @@ async def test_a_key_that_did_not_happen_is_paid_anew(store: Store, end: Phase) 
     assert found is not None
     assert found.id == second.id
     # While it is under way nobody else pays it.
-    assert await store.begin(intent(key="k"), 100.0) is None
+    assert await store.begin(intent(key="k"), at(100.0)) is None
 
 
 async def test_what_follows_an_intent_is_paid_once(store: Store) -> None:
@@ -202,14 +211,14 @@ async def test_what_follows_an_intent_is_paid_once(store: Store) -> None:
     first = await become(store, await begun(store, intent()), Phase.REFUSED)
     anew = intent(follows=first.id)
     second = await begun(store, anew)
-    assert await store.begin(anew, 100.0) is None
+    assert await store.begin(anew, at(100.0)) is None
     second = await become(store, second, Phase.UNKNOWN)
-    assert second == await store.begin(anew, 100.0)
+    assert second == await store.begin(anew, at(100.0))
     await become(store, second, Phase.ABSENT)
     third = await begun(store, anew)
-    assert third.follows == first.id
+    assert third.follows == second.id
     third = await become(store, third, Phase.DONE)
-    assert third == await store.begin(anew, 100.0)
+    assert third == await store.begin(anew, at(100.0))
 
 
 async def test_a_row_of_the_feed_proves_one_payment(store: Store) -> None:
@@ -219,7 +228,7 @@ async def test_a_row_of_the_feed_proves_one_payment(store: Store) -> None:
     proof = {"phase": Phase.CONFIRMED, "moved": MOVED, "trans_id": 7}
     first, second = await store.write(
         [Verdict(id=one.id, **proof), Verdict(id=two.id, **proof)],  # type: ignore[arg-type]  # as they are
-        300.0,
+        at(300.0),
     )
     assert (first.phase, second.phase) == (Phase.CONFIRMED, Phase.UNKNOWN)
 
@@ -268,7 +277,7 @@ async def test_intents_are_found_by_all_that_is_given(store: Store) -> None:
     assert await store.intents("eur", ids=[one.id, other.id]) == [one]
     assert await store.intents(phases=[Phase.DONE, Phase.SENT]) == [one, other]
     with pytest.raises(UsageError, match="no intent 99"):
-        await store.write([Verdict(id=99, phase=Phase.DONE)], 1.0)
+        await store.write([Verdict(id=99, phase=Phase.DONE)], at(1.0))
 
 
 @pytest.mark.parametrize("wrong", ["1", True, 2**63, -(2**63) - 1, None, 1.0])
@@ -319,7 +328,7 @@ async def test_what_was_handed_over_is_written_when_it_is_closed(
     """Also what nobody waits for, and in its order."""
     store = SqliteStore(tmp_path / "j.db")
     for number in range(1200):
-        store.begin(intent(number), 100.0)
+        store.begin(intent(number), at(100.0))
     await store.aclose()
     again = SqliteStore(tmp_path / "j.db")
     assert [i.user_code for i in await again.intents()] == [*range(1200)]
@@ -344,7 +353,7 @@ async def test_another_file_is_not_taken_for_a_journal(tmp_path: Path) -> None:
     for path in (foreign, newer, text, tmp_path, tmp_path / "no" / "j.db"):
         store = SqliteStore(path)
         with pytest.raises(JournalError, match="Nothing was sent"):
-            await store.begin(intent(), 1.0)
+            await store.begin(intent(), at(1.0))
         await store.aclose()
     assert text.read_text().startswith("not a database")
 
@@ -354,15 +363,15 @@ async def test_a_living_owner_keeps_his_turns(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     first, second = SqliteStore(path), SqliteStore(path)
     written = await begun(first, intent(key="k"))
-    assert await second.begin(intent(), 100.0) is None
-    assert await second.begin(intent(key="k"), 100.0) is None
-    assert await second.adopt(100.0) == 0
+    assert await second.begin(intent(), at(100.0)) is None
+    assert await second.begin(intent(key="k"), at(100.0)) is None
+    assert await second.adopt(at(100.0)) == 0
     await first.aclose()
-    assert await second.adopt(150.0) == 1
+    assert await second.adopt(at(150.0)) == 1
     (left,) = await second.intents()
     assert (left.id, left.phase) == (written.id, Phase.UNKNOWN)
     assert left.lost_at == datetime.fromtimestamp(150.0, UTC)
-    assert await second.begin(intent(key="k"), 160.0) == left
+    assert await second.begin(intent(key="k"), at(160.0)) == left
     await begun(second, intent())
     await second.aclose()
 
@@ -377,7 +386,7 @@ async def main():
     for user in (1, 2):
         await store.begin(Intent(account="eur", operation="wallets.deposit",
                                  user_code=user, amount=Decimal(5),
-                                 key=f"k{user}"), 100.0)
+                                 key=f"k{user}"), at(100.0))
     print("written", flush=True)
     await asyncio.sleep(60)
 
@@ -397,17 +406,17 @@ async def test_a_killed_owner_is_dead(tmp_path: Path) -> None:
         line = await asyncio.to_thread(process.stdout.readline)
         assert line == b"written\n"
         os.kill(process.pid, signal.SIGSTOP)
-        assert await store.begin(intent(1), 100.0) is None
-        assert await store.adopt(100.0) == 0
+        assert await store.begin(intent(1), at(100.0)) is None
+        assert await store.adopt(at(100.0)) == 0
     finally:
         process.kill()
         process.communicate()
     # By whoever needs the turn, by whoever asks for the key, or all at once.
     await begun(store, intent(1), 150.0)
-    lost = await store.begin(intent(2, key="k2"), 150.0)
+    lost = await store.begin(intent(2, key="k2"), at(150.0))
     assert lost is not None
     assert (lost.phase, lost.user_code) == (Phase.UNKNOWN, 2)
-    assert await store.adopt(150.0) == 0
+    assert await store.adopt(at(150.0)) == 0
     assert len(await store.intents(phases=[Phase.UNKNOWN])) == 2
     await store.aclose()
 
@@ -430,10 +439,10 @@ async def test_a_full_disk_refuses_and_forgets_nothing(tmp_path: Path) -> None:
     two = await begun(store, intent(2))
     with no_room(tmp_path / "j.db-wal"):
         with pytest.raises(JournalError, match=r"j\.db: .*Nothing was sent"):
-            await store.begin(intent(3), 100.0)
+            await store.begin(intent(3), at(100.0))
         for written, phase in ((one, Phase.UNKNOWN), (two, Phase.DONE)):
             with pytest.raises(JournalError):
-                await store.write([Verdict(id=written.id, phase=phase)], 150.0)
+                await store.write([Verdict(id=written.id, phase=phase)], at(150.0))
         # As long as that is not on disk, nothing else is done.
         with pytest.raises(JournalError):
             await store.intents()
@@ -448,7 +457,7 @@ async def test_what_is_kept_is_written_at_the_end(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "j.db")
     one = await begun(store, intent(1))
     with no_room(tmp_path / "j.db-wal"), pytest.raises(JournalError):
-        await store.write([Verdict(id=one.id, phase=Phase.REFUSED)], 150.0)
+        await store.write([Verdict(id=one.id, phase=Phase.REFUSED)], at(150.0))
     await store.aclose()
     again = SqliteStore(tmp_path / "j.db")
     assert [i.phase for i in await again.intents()] == [Phase.REFUSED]
@@ -467,7 +476,7 @@ async def main():
     store = SqliteStore(sys.argv[1])
     try:
         await store.begin(Intent(account="eur", operation="wallets.deposit",
-                                 user_code=1, amount=Decimal(5)), 100.0)
+                                 user_code=1, amount=Decimal(5)), at(100.0))
     except JournalError as error:
         print(error)
     await store.aclose()
@@ -502,7 +511,7 @@ async def test_a_store_wakes_each_loop_that_waits(tmp_path: Path) -> None:
     def other() -> int:
         return len(asyncio.run(_intents(store)))
 
-    store.begin(intent(), 1.0)
+    store.begin(intent(), at(1.0))
     assert await asyncio.to_thread(other) == 1
     await asyncio.to_thread(asyncio.run, _hand_over(store))
     assert len(await store.intents()) == 2
@@ -514,4 +523,4 @@ async def _intents(store: Store) -> list[Intent]:
 
 
 async def _hand_over(store: Store) -> None:
-    store.begin(intent(2), 1.0)
+    store.begin(intent(2), at(1.0))
