@@ -386,7 +386,7 @@ async def main():
     for user in (1, 2):
         await store.begin(Intent(account="eur", operation="wallets.deposit",
                                  user_code=user, amount=Decimal(5),
-                                 key=f"k{user}"), at(100.0))
+                                 key=f"k{user}"), lambda: 100.0)
     print("written", flush=True)
     await asyncio.sleep(60)
 
@@ -476,7 +476,7 @@ async def main():
     store = SqliteStore(sys.argv[1])
     try:
         await store.begin(Intent(account="eur", operation="wallets.deposit",
-                                 user_code=1, amount=Decimal(5)), at(100.0))
+                                 user_code=1, amount=Decimal(5)), lambda: 100.0)
     except JournalError as error:
         print(error)
     await store.aclose()
