@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from aio_agentapi import (
     SqliteStore,
 )
 from aio_agentapi._journal import Cursor, Store
+from aio_agentapi._settle import Settler
 from aio_agentapi._transport import Transport
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -756,3 +758,167 @@ async def test_a_user_that_is_not_there_is_refused() -> None:
         with pytest.raises(NotFoundError) as caught:
             await here.session.wallets.deposit(999, 5)
         assert (await here.intent(caught.value.intent)).phase is Phase.REFUSED
+
+
+# What is not taken for proof.
+
+
+@pytest.mark.parametrize("code", [1005, 2001, 1010])
+async def test_only_no_such_user_says_that_nothing_was_paid(code: int) -> None:
+    """Other refusals of user/info teach nothing; the feed does."""
+    async with scene() as here:
+        lost = await here.lose(here.session.wallets.deposit(here.user, 5), "drop_after")
+        here.box.faults.code(code, "user/info")
+        # The first reading has nothing yet.
+        here.box.switches = attrs.evolve(SWITCHES, row_delay=0.08)
+        await here.session.wallets.deposit(here.user, 6)
+        here.box._service.deployment.ledger.sql.execute(
+            "UPDATE feed SET visible = (SELECT max(visible) FROM feed)"
+        )
+        assert (await here.session.payments.settle(lost)).phase is Phase.CONFIRMED
+
+
+async def test_no_path_for_users_is_not_no_feed() -> None:
+    """Settling goes on without the quick look."""
+    async with scene(paths={"users.info": "user/none"}) as here:
+        lost = await here.lose(
+            here.session.wallets.deposit(here.user, 5), "drop_before"
+        )
+        assert (await here.session.payments.settle(lost)).phase is Phase.ABSENT
+
+
+async def test_a_gap_before_a_payment_that_is_known_ends_with_a_person() -> None:
+    """The reading begins with its row, which is gone: settling does not go on."""
+    clock = ManualClock()
+    async with scene(clock=clock, longest_call=1.0) as here:
+        wallets = here.session.wallets
+
+        async def note() -> None:
+            sql = here.box._service.deployment.ledger.sql
+            (newest,) = sql.execute("SELECT max(id) FROM feed").fetchone()
+            cursor = Cursor(trans_id=newest, made_at=clock.now(), seen_at=clock.now())
+            await here.store.keep_cursor("eur", cursor)
+
+        await wallets.deposit(here.user, 1)
+        await wallets.deposit(here.user, 1)
+        clock.advance(300)
+        await note()
+        await wallets.deposit(here.user, 5)
+        await note()
+        lost = await here.lose(wallets.deposit(here.user, 7), "drop_before")
+        ledger = here.box._service.deployment.ledger
+        ledger.sql.execute("DELETE FROM feed WHERE id <= 2")
+        ticking = asyncio.create_task(tick(clock))
+        settled = await here.session.payments.settle(lost)
+        ticking.cancel()
+        assert settled.phase is Phase.NEEDS_PERSON
+
+
+async def test_what_a_person_decided_long_ago_counts_no_more() -> None:
+    """Its row is deleted, so it explains none."""
+    clock = ManualClock()
+    async with scene(clock=clock, longest_call=1.0, sole_writer=True) as here:
+        wallets, payments = here.session.wallets, here.session.payments
+        old = await here.lose(wallets.deposit(here.user, 5), "drop_before")
+        clock.advance(47.5 * 3600)
+        ticking = asyncio.create_task(tick(clock))
+        assert (await payments.settle(old)).phase is Phase.NEEDS_PERSON
+        await payments.decide(old, True, "asked them")
+        clock.advance(72 * 3600)
+        new = await here.lose(wallets.deposit(here.user, 5), "drop_after")
+        assert (await payments.settle(new)).phase is Phase.CONFIRMED
+        ticking.cancel()
+
+
+async def test_an_answer_in_between_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between a look at the journal and its verdict: all of it is judged again."""
+    async with scene(longest_call=0.1, timeout=0.1, abandon_after=30.0) as here:
+        wallets = here.session.wallets
+        await here.lose(wallets.deposit(here.user, 5), "drop_before")
+        here.box.faults.delay(0.0, "wallet/deposit")
+        release = asyncio.Event()
+        send, write = Transport.send, Settler._write
+
+        async def held(self: Transport, path: str, *args: Any) -> Any:
+            answer = await send(self, path, *args)
+            if path == "wallet/deposit":
+                await release.wait()
+            return answer
+
+        async def slow(self: Settler, *args: Any) -> bool:
+            # The late answer comes just now.
+            release.set()
+            await until(lambda: here.session.gate.statistics().late_answers)
+            await asyncio.sleep(0)
+            return await write(self, *args)
+
+        monkeypatch.setattr(Transport, "send", held)
+        with pytest.raises(OutcomeUnknownError):
+            await wallets.deposit(here.user, 5)
+        monkeypatch.setattr(Settler, "_write", slow)
+        await asyncio.sleep(0.3)
+        settled = await here.session.payments.settle_all()
+        assert here.balance == 5
+        assert sorted(i.phase for i in settled) == [Phase.ABSENT, Phase.CONFIRMED]
+
+
+# Cut off anywhere.
+
+
+async def test_a_payment_that_is_cancelled_anywhere_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    """After any number of turns of the loop; what was begun comes to its end."""
+    path = tmp_path / "j.db"
+    before = {thread.name for thread in threading.enumerate()}
+    async with scene(Switches(latency=0.01), SqliteStore(path)) as here:
+        wallets = here.session.wallets
+        for turns in range(60):
+            paying = asyncio.create_task(wallets.deposit(here.user, 5))
+            for _ in range(turns):
+                await asyncio.sleep(0.0003 if turns > 30 else 0)
+            paying.cancel()
+            await asyncio.gather(paying, return_exceptions=True)
+        moved = await wallets.deposit(here.user, 5)
+        assert moved.balance == here.balance
+        paying = asyncio.create_task(wallets.deposit(here.user, 5))
+        await asyncio.sleep(0)
+        paying.cancel()
+    again = SqliteStore(path)
+    intents = await again.intents()
+    await again.aclose()
+    assert Phase.SENT not in {i.phase for i in intents}
+    happened = [i for i in intents if i.phase in {Phase.DONE, Phase.CONFIRMED}]
+    assert len(happened) * 5 == moved.balance
+    assert {thread.name for thread in threading.enumerate()} <= before | {
+        t.name for t in threading.enumerate() if t.name.startswith("asyncio")
+    }
+
+
+def test_a_coroutine_that_is_closed_outside_of_its_loop_is_unknown(
+    tmp_path: Path,
+) -> None:
+    """The loop has stopped, its owner lives: the journal says what is known."""
+    store = SqliteStore(tmp_path / "j.db")
+
+    async def begin() -> Any:
+        stack = AsyncExitStack()
+        here = await stack.enter_async_context(scene(store=store))
+        here.box.faults.delay(5.0, "wallet/deposit")
+        paying = here.session.wallets.deposit(here.user, 5)
+        paying.send(None)
+        return stack, paying
+
+    async def end(stack: AsyncExitStack) -> list[Intent]:
+        await asyncio.sleep(0.05)
+        intents = await store.intents()
+        await stack.aclose()
+        return intents
+
+    with asyncio.Runner() as runner:
+        stack, paying = runner.run(begin())
+        paying.close()
+        (intent,) = runner.run(end(stack))
+    assert intent.phase is Phase.NOT_SENT

@@ -524,3 +524,153 @@ async def _intents(store: Store) -> list[Intent]:
 
 async def _hand_over(store: Store) -> None:
     store.begin(intent(2), at(1.0))
+
+
+async def test_a_chain_of_resent_payments_is_one(store: Store) -> None:
+    """Whichever of them is paid anew, it is the last one that counts."""
+    first = await become(store, await begun(store, intent()), Phase.REFUSED)
+    second = await begun(store, intent(follows=first.id))
+    second = await become(store, second, Phase.REFUSED)
+    third = await begun(store, intent(follows=second.id))
+    third = await become(store, third, Phase.DONE)
+    for number in (first.id, second.id, third.id):
+        again = intent(follows=number)
+        assert await store.begin(again, at(1.0)) == third
+
+
+async def test_verdicts_that_are_overtaken_are_not_written(store: Store) -> None:
+    """What they were found out from has changed meanwhile."""
+    one = await become(store, await begun(store, intent()), Phase.UNKNOWN)
+    two = await become(store, await begun(store, intent()), Phase.UNKNOWN)
+    await become(store, two, Phase.CONFIRMED)
+    verdict = Verdict(id=one.id, phase=Phase.CONFIRMED, moved=MOVED, trans_id=7)
+    assert await store.write([verdict], at(1.0), given=[one, two]) == []
+    assert (await store.intents(ids=[one.id]))[0].phase is Phase.UNKNOWN
+    assert await store.write([verdict], at(1.0), given=[one]) != []
+
+
+async def test_old_intents_are_looked_for_behind_those_that_stay(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user with an open payment, and many before it, hides no others."""
+    monkeypatch.setattr("aio_agentapi._books._PRUNED", 3)
+    for _ in range(4):
+        await become(store, await begun(store, intent(1)), Phase.DONE)
+    await become(store, await begun(store, intent(1)), Phase.UNKNOWN)
+    await become(store, await begun(store, intent(2)), Phase.DONE)
+    assert [await store.prune(1000.0) for _ in range(4)] == [0, 1, 0, 0]
+
+
+async def test_many_numbers_can_be_asked_for(store: Store) -> None:
+    """More than a statement may have values."""
+    written = await begun(store, intent())
+    assert [written] == await store.intents(ids=range(300_000))
+
+
+async def test_a_bad_value_stops_nobody_else(tmp_path: Path) -> None:
+    """Who asks with it is told, and the journal goes on."""
+    store = SqliteStore(tmp_path / "j.db")
+    for wrong in (store.find("eur", "\ud800"), store.intents(user_code=2**70)):
+        with pytest.raises(JournalError, match="Error"):
+            await wrong
+    await begun(store, intent())
+    await store.aclose()
+
+
+@pytest.mark.parametrize("name", ["j.db", "j.db-owners"])
+async def test_files_that_are_replaced_are_noticed(tmp_path: Path, name: str) -> None:
+    """Another journal, or other locks, in their place: nothing is sent."""
+    store = SqliteStore(tmp_path / "j.db")
+    written = await begun(store, intent())
+    (tmp_path / name).rename(tmp_path / "moved")
+    for replaced in (False, True):
+        if replaced:
+            (tmp_path / name).write_bytes((tmp_path / "moved").read_bytes())
+        with pytest.raises(JournalError, match="Nothing was sent"):
+            await store.begin(intent(2), at(1.0))
+        with pytest.raises(JournalError):
+            await store.write([Verdict(id=written.id, phase=Phase.DONE)], at(1.0))
+    (tmp_path / "moved").rename(tmp_path / name)
+    assert [i.phase for i in await store.intents()] == [Phase.DONE]
+    await store.aclose()
+
+
+async def test_what_is_kept_is_tried_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn does not stay taken until somebody happens to come by."""
+    monkeypatch.setattr("aio_agentapi._store._AGAIN", 0.02)
+    store, reader = SqliteStore(tmp_path / "j.db"), SqliteStore(tmp_path / "j.db")
+    written = await begun(store, intent())
+    with no_room(tmp_path / "j.db-wal"), pytest.raises(JournalError) as caught:
+        await store.write([Verdict(id=written.id, phase=Phase.DONE)], at(1.0))
+    assert "as soon as" in str(caught.value)
+    while (await reader.intents())[0].phase is Phase.SENT:
+        await asyncio.sleep(0.01)
+    await store.aclose()
+    await reader.aclose()
+
+
+async def test_a_dead_owner_is_dead_from_when_it_is_seen(tmp_path: Path) -> None:
+    """The time is taken when it is found: until then it may have sent."""
+    first, second = SqliteStore(tmp_path / "j.db"), SqliteStore(tmp_path / "j.db")
+    await begun(first, intent(), 100.0)
+    times = iter([50.0, 150.0])
+    held = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    adopting = second.adopt(lambda: next(times))
+    next(times)
+    held.execute("ROLLBACK")
+    held.close()
+    await first.aclose()
+    assert await adopting == 1
+    (lost,) = await second.intents()
+    assert lost.lost_at == datetime.fromtimestamp(150.0, UTC)
+    await second.aclose()
+
+
+async def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
+    """Forked while a payment is under way, it outlives the parent."""
+    code = OWNER.replace(
+        'print("written", flush=True)',
+        "import os, time\n    if os.fork() == 0:\n        time.sleep(30)\n"
+        '        os._exit(0)\n    print("written", flush=True)',
+    )
+    process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own interpreter
+        [sys.executable, "-c", code, str(tmp_path / "j.db")],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    store = SqliteStore(tmp_path / "j.db")
+    try:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"written\n"
+        process.kill()
+        process.wait()
+        assert await store.adopt(at(150.0)) == 2
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        await store.aclose()
+
+
+async def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    """Of an intent, before it is sent; an outcome alone is in the file without."""
+    store = SqliteStore(tmp_path / "j.db")
+    await begun(store, intent())
+    books, near = store._books, store._near
+    assert books is not None
+    assert near is not None
+    for known, expected in ((books, 2), (near, 1)):
+        assert known.sql.execute("PRAGMA synchronous").fetchone() == (expected,)
+        assert known.sql.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    await store.aclose()
+
+
+async def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Whoever comes second waits for the first."""
+    stores = [SqliteStore(tmp_path / "j.db") for _ in range(12)]
+    found = await asyncio.gather(*(store.intents() for store in stores))
+    assert found == [[]] * 12
+    for store in stores:
+        await store.aclose()
