@@ -90,6 +90,8 @@ class Noted:
         code: Of a refusal.
 
         reason: Why it has not moved.
+
+        row: What the plan has there, where it was read just now; not in the file.
     """
 
     position: int
@@ -102,6 +104,7 @@ class Noted:
     move_id: int | None = None
     code: int | None = None
     reason: str | None = None
+    row: object = attrs.field(default=None, eq=False)
 
     @property
     def values(self) -> tuple[object, ...]:
@@ -305,7 +308,8 @@ def canonical(amount: Amount) -> str:
     try:
         text = f"{exact(amount):f}"
     except AmountError:
-        return str(amount)[:40]
+        # No amount either when it is read again.
+        return f"? {amount!r}"[:40]
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -437,12 +437,16 @@ def _noted(job: _Job) -> Noted:
         canonical(row.amount),
         job.reference,
         row.reference is not None,
+        row=row,
     )
 
 
 def _as_job(noted: Noted) -> _Job:
-    reference = noted.reference if noted.own else None
-    row = PlanRow(noted.agent_code, noted.amount, reference, noted.line)
+    row = noted.row
+    if not isinstance(row, PlanRow):
+        # Of an earlier run.
+        reference = noted.reference if noted.own else None
+        row = PlanRow(noted.agent_code, noted.amount, reference, noted.line)
     return _Job(noted.position, noted.line, row, noted.reference, noted)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from typing import get_args
 import attrs
 import pytest
 
-from aio_agentapi import GateStatistics, LocalGate, Settings, errors
+from aio_agentapi import GateStatistics, LocalGate, Phase, Settings, errors
 from aio_agentapi._settings import PATHS
 from aio_agentapi._types import Lane
 from aio_agentapi._wire import CODES
@@ -29,11 +30,12 @@ PAGES = [
 ]
 
 
-async def run(example: str, **env: str) -> str:
+async def run(example: str, *args: str, **env: str) -> str:
     """Run an example, and return what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         ROOT / "examples" / example,
+        *args,
         env=dict(os.environ) | env,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -50,16 +52,49 @@ async def test_the_first_program() -> None:
     assert printed.strip() in (ROOT / "README.md").read_text()
 
 
-async def test_the_batch() -> None:
-    """Every agent gets its points."""
+async def test_the_batch(tmp_path: Path) -> None:
+    """Every agent gets its points, once, however often it is run."""
     async with SandboxProcess() as box:
-        token = box.tokens["operator"]
-        printed = await run(
-            "batch.py", AGENTAPI_BASE_URL=box.base_url, AGENTAPI_TOKEN=token
-        )
+        env = {
+            "AGENTAPI_BASE_URL": box.base_url,
+            "AGENTAPI_TOKEN": box.tokens["operator"],
+        }
+        printed = await run("batch.py", str(tmp_path / "batch.journal"), **env)
+        assert await run("batch.py", str(tmp_path / "batch.journal"), **env) == ""
     lines = printed.splitlines()
     assert {line.split()[0] for line in lines} == {"1", "2"}
     assert all(line.endswith("has its points") for line in lines)
+
+
+async def test_payments(tmp_path: Path) -> None:
+    """What is lost is found out, and the list can be run again."""
+    printed = await run("payments.py", str(tmp_path / "journal.db"))
+    assert printed.splitlines() == [
+        "order-1 is unknown",
+        "order-2 has moved 20.0000",
+        "order-1 is confirmed",
+        "order-1 has moved 20.0000",
+        "order-2 has moved 20.0000",
+        "balance 40.0000",
+    ]
+
+
+def test_the_page_of_money_is_true() -> None:
+    """Its diagram is drawn from the table, and its settings have their defaults."""
+    page = (ROOT / "docs" / "money.md").read_text()
+    drawn = runpy.run_path(str(ROOT / "docs" / "phases.py"))["diagram"]()
+    assert f"```mermaid\n{drawn}```" in page
+    phases = page.partition("## The phases")[2].partition("## ")[0]
+    assert {f"`{phase}`" for phase in Phase} == set(
+        re.findall(r"^\| (`\w+`) \|", phases, re.MULTILINE)
+    )
+    section = page.partition("## Settings")[2].partition("## ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (\S+)", section, re.MULTILINE))
+    assert {"sole_writer", "keep_intents", "longest_call"} <= told.keys()
+    for name, default in told.items():
+        value = getattr(Settings(), name)
+        number = f"{value:.0f}" if isinstance(value, float) else str(value).lower()
+        assert default == number, name
 
 
 async def test_two_currencies() -> None:
