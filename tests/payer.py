@@ -76,15 +76,18 @@ async def main(told: dict[str, Any]) -> None:
         session = manager.session("eur")
         for _ in range(told.get("passes", 40)):
             await session.payments.settle_all()
-            opened = 0
+            left: list[Duty] = []
             async for outcome in run_many(
                 lambda duty: pay(session, duty), rows, window=told.get("window", 100)
             ):
                 if outcome.error is not None:
                     raise outcome.error
-                opened += outcome.value == "open"
+                if outcome.value == "open":
+                    left.append(outcome.item)
+            # What was refused is refused: else it would be tried for ever.
+            rows = left
             unknown = await session.payments.unknown()
-            if not (opened or unknown):
+            if not (rows or unknown):
                 return
             needs = [i for i in unknown if i.phase is Phase.NEEDS_PERSON]
             assert not needs, needs
