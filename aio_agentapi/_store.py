@@ -419,7 +419,10 @@ class SqliteStore(_SqlStore):
             # Two views of the file: what one of them holds, the other can see.
             self._locks.append(os.open(self._owners, os.O_CREAT | os.O_RDWR, 0o600))
         # A child would hold the lock when this process is gone.
-        os.register_at_fork(after_in_child=_forgetting(self))
+        known = weakref.ref(self)
+        os.register_at_fork(
+            after_in_child=lambda: None if (me := known()) is None else me._unlock()  # noqa: SLF001 - its own
+        )
         owner = secrets.randbits(60)
         fcntl.fcntl(self._locks[0], fcntl.F_OFD_SETLK, _byte(owner))
         return owner
@@ -443,18 +446,6 @@ class SqliteStore(_SqlStore):
                 books.sql.close()
         self._books = None
         self._unlock()
-
-
-def _forgetting(store: SqliteStore) -> Callable[[], None]:
-    """Make what a child does at its birth; it keeps no store alive."""
-    known = weakref.ref(store)
-
-    def forget() -> None:
-        store = known()
-        if store is not None:
-            store._unlock()  # noqa: SLF001 - a part of it
-
-    return forget
 
 
 # struct flock: its numbers are of the machine's own size and place.

@@ -266,12 +266,12 @@ async def points_under_fire(rows: int, kills: int, tmp_path: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.communicate()
-        for _ in range(20):
-            ran = await run(box, *args)
-            assert ran.code in {0, 4}, ran.err
-            if ran.code == 0:
-                break
-        assert ran.code == 0
+        codes_met = {4}
+        while codes_met == {4} and kills < 100:
+            # Rows whose answer was lost as often as they may be sent.
+            kills += 1
+            codes_met = {(await run(box, *args)).code}
+        assert codes_met == {0}
         assert "is finished" in (await run(box, *args)).out
         async with connect(box) as session:
             found = {a.agent_code: a.balance async for a in session.agents.list()}

@@ -38,12 +38,13 @@ from aio_agentapi.errors import (
     NotFoundError,
     NotSentError,
     OutcomeUnknownError,
+    UnsupportedError,
     UsageError,
 )
-from aio_agentapi.sandbox import ManualClock, Sandbox, Switches
+from aio_agentapi.sandbox import Fault, ManualClock, Sandbox, Switches
 
 # Real times scaled down; a row is seen a twentieth of a second late at most.
-QUICK: Final = {
+QUICK: Final[dict[str, Any]] = {
     "timeout": 0.3,
     "abandon_after": 0.6,
     "linger": 0.05,
@@ -159,29 +160,28 @@ async def test_what_cannot_be_written_down_is_not_sent(tmp_path: Path) -> None:
         await here.session.wallets.deposit(here.user, 5)
 
 
+PAY: Final = "wallet/deposit"
+
+
 @pytest.mark.parametrize(
     ("fault", "phase", "kind"),
     [
-        (lambda f: f.code(2005, "wallet/deposit"), Phase.REFUSED, FundsError),
-        (lambda f: f.code(1001, "wallet/deposit"), Phase.UNKNOWN, OutcomeUnknownError),
-        (lambda f: f.html("wallet/deposit"), Phase.UNKNOWN, OutcomeUnknownError),
-        (
-            lambda f: f.html("wallet/deposit", status=303),
-            Phase.UNKNOWN,
-            OutcomeUnknownError,
-        ),
-        (lambda f: f.html("wallet/deposit", status=404), Phase.REFUSED, AgentAPIError),
-        (lambda f: f.wrong_shape("wallet/deposit"), Phase.UNKNOWN, DecodeError),
-        (lambda f: f.delay(1.0, "wallet/deposit"), Phase.UNKNOWN, OutcomeUnknownError),
-        (lambda f: f.drop_after("wallet/deposit"), Phase.UNKNOWN, OutcomeUnknownError),
+        (Fault("code", PAY, code=2005), Phase.REFUSED, FundsError),
+        (Fault("code", PAY, code=1001), Phase.UNKNOWN, OutcomeUnknownError),
+        (Fault("html", PAY, status=502), Phase.UNKNOWN, OutcomeUnknownError),
+        (Fault("html", PAY, status=303), Phase.UNKNOWN, OutcomeUnknownError),
+        (Fault("html", PAY, status=404), Phase.REFUSED, UnsupportedError),
+        (Fault("wrong_shape", PAY), Phase.UNKNOWN, DecodeError),
+        (Fault("delay", PAY, seconds=1.0), Phase.UNKNOWN, OutcomeUnknownError),
+        (Fault("drop_after", PAY), Phase.UNKNOWN, OutcomeUnknownError),
     ],
 )
 async def test_each_outcome_has_its_phase(
-    fault: Callable[[Any], None], phase: Phase, kind: type[AgentAPIError]
+    fault: Fault, phase: Phase, kind: type[AgentAPIError]
 ) -> None:
     """The error names the intent, which is sent once."""
     async with scene() as here:
-        fault(here.box.faults)
+        here.box.faults.add(attrs.evolve(fault))
         with pytest.raises(kind) as caught:
             await here.session.wallets.deposit(here.user, 5)
         written = await here.intent(caught.value.intent)
@@ -338,7 +338,7 @@ async def test_another_process_has_the_turn(tmp_path: Path) -> None:
         other = SessionManager(
             here.box.base_url,
             accounts={"eur": here.box.token("operator")},
-            settings=Settings(**QUICK),  # type: ignore[arg-type]  # as they are
+            settings=Settings(**QUICK),
             store=SqliteStore(path),
         )
         async with other:
@@ -587,7 +587,7 @@ async def test_settling_after_a_restart(tmp_path: Path) -> None:
         async with SessionManager(
             here.box.base_url,
             accounts={"eur": here.box.token("operator")},
-            settings=Settings(**QUICK),  # type: ignore[arg-type]  # as they are
+            settings=Settings(**QUICK),
             store=SqliteStore(path),
         ) as other:
             payments = other.session("eur").payments

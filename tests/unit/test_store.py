@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -422,7 +422,7 @@ async def test_a_killed_owner_is_dead(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def no_room(path: Path) -> Iterator[None]:
+def no_room(path: Path) -> Generator[None]:
     """Let no file of this process grow beyond the size of one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
