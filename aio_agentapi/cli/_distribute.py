@@ -109,7 +109,9 @@ class Files:
     def _writer(self, file: TextIO) -> Callable[[dict[str, object]], object]:
         if self.results.suffix in {".jsonl", ".ndjson"}:
             return lambda row: file.write(_line(row))
-        writer = csv.DictWriter[str](file, _COLUMNS, lineterminator="\n")
+        writer: csv.DictWriter[str] = csv.DictWriter(
+            file, _COLUMNS, lineterminator="\n"
+        )
         writer.writeheader()
         return writer.writerow
 

@@ -116,7 +116,7 @@ class _Books:
         Raises:
             UsageError: There is no such one.
         """
-        found = await self.store.intents(self.account, ids=numbers)
+        found = await self.store.intents(self.account, ids=numbers or None)
         missing = sorted(set(numbers) - {intent.id for intent in found})
         if missing:
             told = ", ".join(map(str, missing))
