@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias, TypeVar
 
 import attrs
+import msgspec
 
 from aio_agentapi._types import AgentCode, Amount, exact
 from aio_agentapi.errors import AmountError, JournalError, UsageError
@@ -59,6 +60,11 @@ CREATE TABLE rows (
 PRAGMA user_version = {_VERSION};
 PRAGMA application_id = {_MARK};
 """
+
+_COLUMNS: Final = ", ".join(f"json_extract(value, '$[{n}]')" for n in range(10))
+_PUT: Final = "INSERT OR REPLACE INTO rows" + f" SELECT {_COLUMNS} FROM json_each(?)"
+
+_ENCODER: Final = msgspec.json.Encoder()
 
 # Seconds between two groups, and rows of one: what a crash leaves out.
 _PAUSE: Final = 0.2
@@ -116,7 +122,7 @@ class Noted:
             self.agent_code,
             self.amount,
             self.reference,
-            self.own,
+            int(self.own),
             self.phase,
             self.move_id,
             self.code,
@@ -280,16 +286,9 @@ class Progress:
         return [_noted(row) for row in found]
 
     def _write(self, rows: list[tuple[object, ...]]) -> None:
-        self._sql.execute("BEGIN")
-        try:
-            self._sql.executemany(
-                "INSERT OR REPLACE INTO rows VALUES (?,?,?,?,?,?,?,?,?,?)", rows
-            )
-            self._sql.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._sql.execute("ROLLBACK")
-            raise
+        # One statement for the whole group: with one for each row, the thread would
+        # hand the interpreter over, and wait for it, as often.
+        self._sql.execute(_PUT, (_ENCODER.encode(rows),))
 
     def _finish(self, rows: int) -> None:
         self._sql.execute("UPDATE run SET rows = ?", (rows,))
