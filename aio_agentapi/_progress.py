@@ -61,8 +61,15 @@ PRAGMA user_version = {_VERSION};
 PRAGMA application_id = {_MARK};
 """
 
-_COLUMNS: Final = ", ".join(f"json_extract(value, '$[{n}]')" for n in range(10))
-_PUT: Final = "INSERT OR REPLACE INTO rows" + f" SELECT {_COLUMNS} FROM json_each(?)"
+_PUT: Final = (
+    "INSERT OR REPLACE INTO rows SELECT"
+    " json_extract(value, '$[0]'), json_extract(value, '$[1]'),"
+    " json_extract(value, '$[2]'), json_extract(value, '$[3]'),"
+    " json_extract(value, '$[4]'), json_extract(value, '$[5]'),"
+    " json_extract(value, '$[6]'), json_extract(value, '$[7]'),"
+    " json_extract(value, '$[8]'), json_extract(value, '$[9]')"
+    " FROM json_each(?)"
+)
 
 _ENCODER: Final = msgspec.json.Encoder()
 
