@@ -620,9 +620,10 @@ async def test_a_dead_owner_is_dead_from_when_it_is_seen(tmp_path: Path) -> None
     held.execute("BEGIN IMMEDIATE")
     adopting = second.adopt(lambda: next(times))
     next(times)
+    # It dies while the other waits for the file.
+    await first.aclose()
     held.execute("ROLLBACK")
     held.close()
-    await first.aclose()
     assert await adopting == 1
     (lost,) = await second.intents()
     assert lost.lost_at == datetime.fromtimestamp(150.0, UTC)
