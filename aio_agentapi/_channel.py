@@ -313,6 +313,8 @@ class Channel:
             if tasks := [*self._exchanges.cut(), *self._closing.background]:
                 await asyncio.wait(tasks)
             await self._transport.aclose()
+            if (aclose := getattr(self.gate, "aclose", None)) is not None:
+                await aclose()
 
     async def _run(
         self,

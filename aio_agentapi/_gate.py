@@ -44,7 +44,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias
 
@@ -152,6 +152,9 @@ class Gate(Protocol):
             GateTimeoutError: No permit came free in time. Nothing was sent.
 
             GateFullError: Too many wait already. Nothing was sent.
+
+            GateLostError: The gate is shared, and its store is gone. Nothing was
+                sent.
 
             ClosedError: The gate is closed. Nothing was sent.
         """
@@ -429,13 +432,7 @@ class LocalGate:
     def close(self) -> None:
         """Let nobody in any more; see :meth:`Gate.close`."""
         self._closed = True
-        for queue in (self._interactive, self._batch):
-            for line in (queue.refused, queue.fresh):
-                while line:
-                    waiter, _ = line.popitem(last=False)
-                    self._waiting -= 1
-                    if not waiter.done():
-                        waiter.set_exception(_closed())
+        self._dismiss(_closed)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -493,6 +490,16 @@ class LocalGate:
             # Handed over in the very turn in which he goes.
             self._leave(queue)
             self._put()
+
+    def _dismiss(self, error: Callable[[], Exception]) -> None:
+        """Send everybody in line away, each with an error of his own."""
+        for queue in (self._interactive, self._batch):
+            for line in (queue.refused, queue.fresh):
+                while line:
+                    waiter, _ = line.popitem(last=False)
+                    self._waiting -= 1
+                    if not waiter.done():
+                        waiter.set_exception(error())
 
     def _expire(self, line: _Line, waiter: asyncio.Future[bool]) -> None:
         # A flag and not a cancellation: that could meet one of the caller's own.

@@ -30,6 +30,7 @@ __all__ = [
     "FundsError",
     "GateError",
     "GateFullError",
+    "GateLostError",
     "GateTimeoutError",
     "Happened",
     "InvalidError",
@@ -120,6 +121,14 @@ class GateTimeoutError(GateError):
 
 class GateFullError(GateError):
     """As many calls as ``max_waiting`` allows wait already. Nothing was sent."""
+
+
+class GateLostError(GateError):
+    """
+    The store of a shared gate cannot be reached. Nothing was sent.
+
+    What was on lease is over, and no static share was agreed on.
+    """
 
 
 class JournalError(AgentAPIError):
