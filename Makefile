@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check soak bench bench-gate bench-journal bench-rows format changelog clean
+.PHONY: help demo test check store soak bench bench-gate bench-journal bench-rows bench-shared format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   speed beside bare aiohttp"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
 	@echo "make bench-journal  what writing payments down costs"
+	@echo "make bench-shared  one budget over 1, 2 and 4 processes"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
 # What the library and its command line need.
@@ -46,14 +47,21 @@ check: $(VENV)/.dev
 	@# It finds the package by the first python of the path.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/basedpyright --verifytypes aio_agentapi --ignoreexternal
 
-test: check
+# Tests of the shared gate start servers of their own.
+store:
+	@command -v redis-server valkey-server >/dev/null || { \
+		echo "Installing the system package redis-server"; \
+		apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; } \
+		|| echo "redis-server is missing, and tests will say so: install it as root"
+
+test: check store
 	$(BIN)/coverage erase
 	@# By file: what a module sets up once is set up once.
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 
-soak: $(VENV)/.dev
+soak: $(VENV)/.dev store
 	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev
@@ -64,6 +72,9 @@ bench-gate: $(VENV)/.dev
 
 bench-journal: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.journal
+
+bench-shared: $(VENV)/.dev store
+	$(BIN)/python -m benchmarks.shared
 
 bench-rows: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rows

@@ -49,7 +49,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias, cast
 
 import attrs
@@ -843,7 +842,7 @@ class RedisGates:
         return f"<RedisGates {len(self._gates)} gates>"
 
 
-def arguments(  # noqa: PLR0913 - as many as the script has
+def arguments(
     member: str,
     report: Report,
     *,

@@ -18,9 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aio_agentapi import LocalGate
+from aio_agentapi import LocalGate, Settings
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import ClosedError, GateTimeoutError
+from aio_agentapi.redis import RedisGate
 from tests.watch import check
 
 LIMIT: Final = 4
@@ -79,8 +80,8 @@ class Loop(asyncio.SelectorEventLoop):
             asyncio._set_running_loop(None)
 
 
-class Watched(LocalGate):
-    """A gate whose choices are compared with the model's."""
+class Watching(LocalGate):
+    """What compares a gate's choices with the model's."""
 
     # In the order in which they came.
     callers: list[Caller]
@@ -102,15 +103,39 @@ class Watched(LocalGate):
         return given
 
 
+class Watched(Watching):
+    """The gate of one process."""
+
+
+class WatchedShared(Watching, RedisGate):
+    """A shared gate, with all that it wants on lease."""
+
+
+def shared() -> WatchedShared:
+    """Make one that has its permits, and whose lease does not end."""
+    gate = WatchedShared(
+        limit=0, batch_floor=FLOOR, settings=Settings(limit=LIMIT, batch_floor=FLOOR)
+    )
+    report = gate.report(wanted=LIMIT)
+    gate.answered(report, (LIMIT, 1, 0, 0, 0))
+    gate._ends = float("inf")
+    return gate
+
+
 class GateMachine(RuleBasedStateMachine):
     """Callers that come, go, are cancelled, refused and served, in any order."""
 
     steps = 0
 
+    @staticmethod
+    def make() -> Watching:
+        """Make the gate that is searched."""
+        return Watched(limit=LIMIT, batch_floor=FLOOR)
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = Loop()
-        self.gate = Watched(limit=LIMIT, batch_floor=FLOOR)
+        self.gate: Watching = self.make()
         self.gate.callers = []
         self.waiting: list[Caller] = []
         self.holding: list[Caller] = []
@@ -302,27 +327,39 @@ class GateMachine(RuleBasedStateMachine):
         assert self.gate._free._value + state.withheld == LIMIT
 
 
+class SharedMachine(GateMachine):
+    """The same, of a shared gate."""
+
+    @staticmethod
+    def make() -> Watching:
+        """Make the gate that is searched."""
+        return shared()
+
+
 SOAK: Final = 1_000_000
+BOTH: Final = pytest.mark.parametrize("machine", [GateMachine, SharedMachine])
 
 
-def search(steps: int, **chosen: Any) -> None:
+def search(steps: int, machine: type[GateMachine] = GateMachine, **chosen: Any) -> None:
     """Search so many steps, some more or less."""
     many = settings(max_examples=steps // 100, stateful_step_count=100, **chosen)
-    run_state_machine_as_test(GateMachine, settings=many)
+    run_state_machine_as_test(machine, settings=many)
 
 
-def test_a_gate_over_any_sequence() -> None:
+@BOTH
+def test_a_gate_over_any_sequence(machine: type[GateMachine]) -> None:
     """A short search, the same in each run of a commit."""
-    search(8_000)
+    search(8_000, machine)
 
 
+@BOTH
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_a_gate_over_a_million_steps() -> None:
+def test_a_gate_over_a_million_steps(machine: type[GateMachine]) -> None:
     """A long one, another one each time."""
     before = GateMachine.steps
     while GateMachine.steps < before + SOAK:
-        search(100_000, derandomize=False, database=None)
+        search(100_000, machine, derandomize=False, database=None)
 
 
 def is_found() -> None:
