@@ -238,7 +238,9 @@ class Simulation:
         kind, member = self.dice.random(), self.dice.choice(self.members)
         if kind < 0.35:
             pause = self.dice.choice(PAUSES[:1] if self.wipes else PAUSES)
-            member.stopped_until = max(member.stopped_until, self.now + pause)
+            # Two stops one after the other would be one that is too long.
+            if self.now >= member.stopped_until:
+                member.stopped_until = self.now + pause
         elif kind < 0.5 and self.loops:
             member.dead = True
             self.members.remove(member)
