@@ -43,13 +43,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import secrets
-import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Final, cast
 
 import attrs
 import redis.asyncio
@@ -57,6 +56,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from aio_agentapi._budget import (
+    SCRIPT,
+    Answer,
+    Member,
+    Report,
+    SharedBudget,
+    Terms,
+    arguments,
+    budget_of,
+    channel_of,
+    key_of,
+)
 from aio_agentapi._gate import GateStatistics, LocalGate
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Lane, Secret
@@ -78,157 +89,15 @@ _PAUSE: Final = 0.05
 # the other go together.
 _GATHER: Final = 0.001
 
+# Its parameters have no types.
+_Pool: Final[Any] = redis.asyncio.BlockingConnectionPool
+
 # A clock that goes on while the machine is suspended, where there is one.
 _BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def _now() -> float:
     return time.clock_gettime(_BOOTTIME)
-
-
-# A member tells what it holds and wants, and is told what it may hold.
-#
-# KEYS[1] the members: id -> "held wanted seen ends kept number label"; times are the
-#         store's, in milliseconds, and `kept` is the end of the quarantine
-# KEYS[2] the state: run (of which server), grace (until when nothing new is given),
-#         claimed (what may go round until then), overdrawn
-# ARGV    id, number of the report, held, wanted, lease, quarantine, limit, label,
-#         channel. A lease of 0: the member leaves, and what it still holds is kept
-#         for the quarantine.
-#
-# Answers {what it may hold, members, in quarantine, overdrawn, grace left in ms};
-# {-1} to a report that a later one has overtaken.
-SCRIPT: Final = """
-local id, number = ARGV[1], tonumber(ARGV[2])
-local held, wanted = tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease, quarantine = tonumber(ARGV[5]), tonumber(ARGV[6])
-local limit, label, channel = tonumber(ARGV[7]), ARGV[8], ARGV[9]
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local state = redis.call('HMGET', KEYS[2], 'run', 'grace', 'claimed', 'overdrawn')
-local run, grace = state[1], tonumber(state[2] or '0')
-local claimed, overdrawn = tonumber(state[3] or '0'), tonumber(state[4] or '0')
-
--- Every row; the dead ones whose quarantine is over are struck.
-local rows, me, flat = {}, nil, redis.call('HGETALL', KEYS[1])
-for i = 1, #flat, 2 do
-  local h, w, s, e, k, n, l =
-    string.match(flat[i + 1], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
-  local row = {id = flat[i], held = tonumber(h), wanted = tonumber(w),
-    seen = tonumber(s), ends = tonumber(e), kept = tonumber(k), number = tonumber(n),
-    label = l}
-  if row.id == id then
-    me = row
-    rows[#rows + 1] = row
-  elseif now >= row.kept or (row.held == 0 and now >= row.ends) then
-    redis.call('HDEL', KEYS[1], row.id)
-  else
-    rows[#rows + 1] = row
-  end
-end
-if me and number <= me.number then return {-1} end
-
--- Another server, or one that is empty: what its rows say is all that is known.
-local info = redis.pcall('INFO', 'server')
-if type(info) == 'string' then
-  local server = string.match(info, 'run_id:(%w+)') or ''
-  local up = tonumber(string.match(info, 'uptime_in_seconds:(%d+)') or '0')
-  if run ~= server then
-    -- One that has been up for longer than a lease and knows nothing was not used.
-    local since = now
-    if not run then since = now - up * 1000 end
-    grace, claimed = since + math.max(lease, 1), 0
-    for _, row in ipairs(rows) do claimed = claimed + row.held end
-    redis.call('HSET', KEYS[2], 'run', server, 'grace', string.format('%d', grace))
-  end
-end
-
-local sum = 0
-for _, row in ipairs(rows) do sum = sum + row.held end
-local before = me and me.held or 0
-if not me then
-  me = {id = id}
-  rows[#rows + 1] = me
-end
-if held > before then
-  -- A fact that the store did not know of.
-  claimed = claimed + held - before
-  local over = math.min(held - before, sum + held - before - limit)
-  if over > 0 then
-    overdrawn = overdrawn + over
-    redis.call('HSET', KEYS[2], 'overdrawn', overdrawn)
-  end
-end
-me.held, me.wanted, me.label, me.number = held, wanted, label, number
-me.seen, me.ends, me.kept = now, now + lease, now + lease + quarantine
-sum = sum + held - before
-
--- Max-min fair: whoever wants less than an even part has it, the others share.
-local budget = limit
-if now < grace then budget = math.min(limit, claimed) end
-local alive, asking, left, dead = 0, {}, budget, 0
-for _, row in ipairs(rows) do
-  row.fair = 0
-  if row.ends > now then
-    alive = alive + 1
-    if row.wanted > 0 then asking[#asking + 1] = row end
-  else
-    left, dead = left - row.held, dead + row.held
-  end
-end
-if left < 0 then left = 0 end
-table.sort(asking, function(a, b)
-  if a.wanted ~= b.wanted and left >= #asking then return a.wanted < b.wanted end
-  return a.id < b.id
-end)
--- With fewer permits than members they go round, a step in a second.
-local turn = 0
-if left < #asking then turn = math.floor(now / 1000) end
-for i = 1, #asking do
-  local row = asking[(i - 1 + turn) % #asking + 1]
-  row.fair = math.min(row.wanted, math.floor(left / (#asking - i + 1)))
-  left = left - row.fair
-end
-
-local room, target = math.max(0, budget - sum), held
-if me.fair > held then
-  target = held + math.min(me.fair - held, room)
-  room = room - (target - held)
-end
-local need = 0
-for _, row in ipairs(asking) do
-  local has = row.held
-  if row == me then has = target end
-  if row.fair > has then need = need + row.fair - has end
-end
--- What nobody needs may stay where it is.
-if need > room and me.fair < target then target = me.fair end
-me.held = math.max(held, target)
-
-local news = {}
-for _, row in ipairs(rows) do
-  if row ~= me and row.ends > now then
-    if (need > room and row.held > row.fair) or (room > 0 and row.held < row.fair) then
-      news[#news + 1] = row.id .. ':' .. row.fair
-    end
-  end
-end
-if #news > 0 then redis.call('PUBLISH', channel, table.concat(news, ' ')) end
-
-if lease == 0 and held == 0 then
-  redis.call('HDEL', KEYS[1], id)
-else
-  redis.call('HSET', KEYS[1], id, string.format('%d %d %d %d %d %d %s',
-    me.held, me.wanted, me.seen, me.ends, me.kept, me.number, me.label))
-end
-if now < grace then redis.call('HSET', KEYS[2], 'claimed', claimed) end
--- Both are gone when nobody has used them for a while.
-local last = now + lease + quarantine
-for _, row in ipairs(rows) do last = math.max(last, row.kept) end
-redis.call('PEXPIRE', KEYS[1], string.format('%d', last - now + 60000))
-redis.call('PEXPIRE', KEYS[2], string.format('%d', last - now + 60000))
-return {target, alive, dead, overdrawn, math.max(0, grace - now)}
-"""
 
 
 @attrs.frozen(kw_only=True)
@@ -263,44 +132,6 @@ class RedisGateStatistics(GateStatistics):
     store_calls: int
 
 
-@attrs.frozen(kw_only=True)
-class Report:
-    """What a member tells the store, numbered."""
-
-    number: int
-    held: int
-    wanted: int
-    # By the member's clock, before it was sent: the lease counts from here.
-    sent: float
-
-
-@attrs.frozen(kw_only=True)
-class Terms:
-    """How long things last, in seconds, and what is left without the store."""
-
-    lease: float = 5.0
-    heartbeat: float = 1.0
-    quarantine: float = 30.0
-    static_share: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        for name in ("lease", "heartbeat", "quarantine"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                msg = f"{name}: seconds, not {value!r}"
-                raise UsageError(msg)
-            if not 0 < value < float("inf"):
-                msg = f"{name}: more than 0 seconds, not {value!r}"
-                raise UsageError(msg)
-        if self.lease < 3 * self.heartbeat:
-            msg = "lease: three heartbeats at least, so that one may be missed"
-            raise UsageError(msg)
-        share = self.static_share
-        if isinstance(share, bool) or not isinstance(share, int) or share < 0:
-            msg = f"static_share: a whole number, 0 or more, not {share!r}"
-            raise UsageError(msg)
-
-
 @attrs.define(eq=False, repr=False)
 class RedisGate(LocalGate):
     """
@@ -318,14 +149,17 @@ class RedisGate(LocalGate):
         terms: How long a lease lasts, and what comes after.
 
         clock: Seconds that go on in suspend.
+
+    Attributes:
+        id: What the store calls this gate, new with each.
     """
 
     _settings: Settings = attrs.field(alias="settings", kw_only=True)
     _store: RedisGates | None = attrs.field(alias="store", default=None, kw_only=True)
-    _key: str = attrs.field(alias="key", default="", kw_only=True)
+    key: str = attrs.field(default="", kw_only=True)
     _terms: Terms = attrs.field(alias="terms", factory=Terms, kw_only=True)
     _clock: Callable[[], float] = attrs.field(alias="clock", default=_now, kw_only=True)
-    _id: str = attrs.field(init=False, factory=lambda: secrets.token_hex(8))
+    id: str = attrs.field(init=False, factory=lambda: secrets.token_hex(8))
     # The number of the last report, and what the store has in the row at least.
     _number: int = attrs.field(init=False, default=0)
     _known: int = attrs.field(init=False, default=0)
@@ -396,9 +230,14 @@ class RedisGate(LocalGate):
         )
         return RedisGates(url=url, terms=terms)
 
+    @property
+    def budget(self) -> int:
+        """Permits of the token in all, whoever holds them."""
+        return self._settings.limit
+
     def acquire(
         self, lane: Lane, until: float | None = None, *, again: bool = False
-    ) -> Coroutine[Any, Any, None]:
+    ) -> CoroutineType[Any, Any, None]:
         """Wait for a permit; see :meth:`Gate.acquire`."""
         # No coroutine of its own: each would be kept by every call that waits.
         if self._keeper is None:
@@ -406,7 +245,8 @@ class RedisGate(LocalGate):
         self._look()
         if self._lost and not self._terms.static_share:
             raise self._gone()
-        return super().acquire(lane, until, again=again)
+        # For mypy a coroutine is not of a type of its own.
+        return super().acquire(lane, until, again=again)  # type: ignore[return-value]
 
     def release(self, lane: Lane, took: float | None = None) -> None:
         """Give a permit back; see :meth:`Gate.release`."""
@@ -434,7 +274,7 @@ class RedisGate(LocalGate):
         known["peak"] = max(self._peak, self._peak_before)
         return RedisGateStatistics(
             **known,
-            budget=self._settings.limit,
+            budget=self.budget,
             members=self._members,
             quarantined=self._quarantined,
             overdrawn=self._overdrawn,
@@ -487,7 +327,7 @@ class RedisGate(LocalGate):
         self._known = max(self._known, held)
         return Report(number=self._number, held=held, wanted=wanted, sent=self._clock())
 
-    def answered(self, report: Report, answer: tuple[int, int, int, int, int]) -> None:
+    def answered(self, report: Report, answer: Answer) -> None:
         """
         Take over what the store answered.
 
@@ -536,7 +376,7 @@ class RedisGate(LocalGate):
         """
         for pair in news.split():
             member, _, share = pair.partition(":")
-            if member == self._id and share.isdigit():
+            if member == self.id and share.isdigit():
                 if int(share) < self._target and not self._lost:
                     self.resize(int(share))
                 self._asked.set()
@@ -562,7 +402,8 @@ class RedisGate(LocalGate):
             try:
                 async with asyncio.timeout(self._terms.heartbeat):
                     answer = await store.carry(self, report)
-            except _STORE_ERRORS:
+            except _STORE_ERRORS as error:
+                _log.debug("the store of the shared gate: %s", type(error).__name__)
                 self.failed()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(self._terms.heartbeat, pause * 2)
@@ -617,70 +458,13 @@ class RedisGate(LocalGate):
         super()._probe()
 
     def _gone(self) -> GateLostError:
-        msg = "the store of the shared gate is gone, and so is the lease. Nothing was"
-        return GateLostError(f"{msg} sent")
+        told = "the store of the shared gate is gone, and so is the lease"
+        return GateLostError(f"{told}. Nothing was sent")
 
     def __repr__(self) -> str:
         lost = "; the store is gone" if self._lost else ""
         plain = super().__repr__()[len("<LocalGate ") : -1]
         return f"<RedisGate of {self._settings.limit}: {plain}{lost}>"
-
-
-_Answer: TypeAlias = tuple[int, int, int, int, int]
-
-
-@attrs.frozen(kw_only=True)
-class Member:
-    """
-    One gate of a shared budget, as the store has it.
-
-    Attributes:
-        id: Of the gate, new with each.
-
-        label: Its machine and process.
-
-        held: Permits that it holds.
-
-        wanted: Permits that it would use.
-
-        age: Seconds since it was last heard.
-
-        dead: Whether its lease is over; what it held is in quarantine.
-
-        frees: Seconds until that is over. None: it lives.
-    """
-
-    id: str
-    label: str
-    held: int
-    wanted: int
-    age: float
-    dead: bool
-    frees: float | None
-
-
-@attrs.frozen(kw_only=True)
-class SharedBudget:
-    """
-    Who holds what of a token's permits.
-
-    Attributes:
-        limit: Permits in all.
-
-        held: By members that live.
-
-        quarantined: Kept for dead ones.
-
-        overdrawn: Permits that members came back with too late, so far.
-
-        members: By label.
-    """
-
-    limit: int
-    held: int
-    quarantined: int
-    overdrawn: int
-    members: tuple[Member, ...]
 
 
 @attrs.define(eq=False, repr=False)
@@ -702,7 +486,7 @@ class RedisGates:
 
     def __attrs_post_init__(self) -> None:
         try:
-            redis.asyncio.ConnectionPool.from_url(self._url)
+            _Pool.from_url(self._url)
         except (ValueError, TypeError, AttributeError):
             # Without the address: it may have a password.
             msg = "the store's address begins with redis://, rediss:// or unix://"
@@ -716,13 +500,13 @@ class RedisGates:
             max_waiting=settings.max_waiting,
             settings=settings,
             store=self,
-            key=_key(secret),
+            key=key_of(secret),
             terms=self._terms,
         )
 
     async def carry(
         self, gate: RedisGate, report: Report, *, leaves: bool = False
-    ) -> _Answer:
+    ) -> Answer:
         """
         Tell the store a report, and return its answer.
 
@@ -733,24 +517,24 @@ class RedisGates:
         if self._script is None:
             self._script = self._connection().register_script(SCRIPT)
         answer = await self._script(
-            keys=[f"{gate._key}:members", f"{gate._key}:state"],  # noqa: SLF001 - the gate's other half
+            keys=[f"{gate.key}:members", f"{gate.key}:state"],
             args=arguments(
-                gate._id,  # noqa: SLF001 - as above
+                gate.id,
                 report,
                 lease=0.0 if leaves else lease,
                 quarantine=quarantine,
-                limit=gate._settings.limit,  # noqa: SLF001 - as above
-                channel=_channel(gate._key),  # noqa: SLF001 - as above
+                limit=gate.budget,
+                channel=channel_of(gate.key),
             ),
         )
         if answer[0] < 0:
             msg = "a later report has overtaken it"
             raise RedisError(msg)
-        return cast("_Answer", tuple(answer))
+        return cast("Answer", tuple(answer))
 
     async def enter(self, gate: RedisGate) -> None:
         """Let a gate hear what the store says; a heartbeat is enough without."""
-        channel = _channel(gate._key)  # noqa: SLF001 - the gate's other half
+        channel = channel_of(gate.key)
         self._gates[channel] = gate
         if self._listener is None:
             loop = asyncio.get_running_loop()
@@ -767,7 +551,7 @@ class RedisGates:
 
     async def forget(self, gate: RedisGate) -> None:
         """Part from a gate; with the last one the connections are closed."""
-        self._gates.pop(_channel(gate._key), None)  # noqa: SLF001 - the gate's other half
+        self._gates.pop(channel_of(gate.key), None)
         if self._gates:
             return
         listener, self._listener = self._listener, None
@@ -794,23 +578,25 @@ class RedisGates:
         Raises:
             GateLostError: The store is not reached. Nothing was sent.
         """
-        key, client = _key(secret), _client(self._url, self._terms)
-        error = None
+        key, client = key_of(secret), _client(self._url, self._terms)
+        told, error = None, ""
         try:
             async with asyncio.timeout(self._terms.lease):
                 async with client.pipeline(transaction=True) as pipe:
                     pipe.hgetall(f"{key}:members").hget(f"{key}:state", "overdrawn")
                     pipe.time()
-                    rows, overdrawn, (seconds, micros) = await pipe.execute()
+                    told = await pipe.execute()
         except _STORE_ERRORS as caught:
             error = type(caught).__name__
         finally:
             with contextlib.suppress(*_STORE_ERRORS):
                 await client.aclose()
-        if error is not None:
-            msg = f"the store of the shared gate is not reached ({error})"
-            raise GateLostError(f"{msg}. Nothing was sent")
-        return _budget(rows, int(overdrawn or 0), seconds + micros / 1e6, limit)
+        if told is None:
+            what = f"the store of the shared gate is not reached ({error})"
+            msg = f"{what}. Nothing was sent"
+            raise GateLostError(msg)
+        rows, overdrawn, (seconds, micros) = told
+        return budget_of(rows, int(overdrawn or 0), seconds + micros / 1e6, limit)
 
     async def _listen(self, heard: asyncio.Future[None]) -> None:
         """Hand each message to its gate, on a new connection when one breaks."""
@@ -833,7 +619,7 @@ class RedisGates:
             await asyncio.sleep(pause)
             pause = min(self._terms.heartbeat, pause * 2)
 
-    def _connection(self) -> Any:
+    def _connection(self) -> Any:  # noqa: ANN401 - redis-py's types are not complete
         if self._client is None:
             self._client = _client(self._url, self._terms)
         return self._client
@@ -842,32 +628,9 @@ class RedisGates:
         return f"<RedisGates {len(self._gates)} gates>"
 
 
-def arguments(
-    member: str,
-    report: Report,
-    *,
-    lease: float,
-    quarantine: float,
-    limit: int,
-    channel: str,
-) -> list[str | int]:
-    """Return what the script is told of a report."""
-    return [
-        member,
-        report.number,
-        report.held,
-        report.wanted,
-        int(lease * 1000),
-        int(quarantine * 1000),
-        limit,
-        f"{socket.gethostname()}:{os.getpid()}",
-        channel,
-    ]
-
-
-def _client(url: str, terms: Terms) -> Any:
+def _client(url: str, terms: Terms) -> Any:  # noqa: ANN401 - as above
     """Return a client with a single connection, which repeats nothing by itself."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=1,
         timeout=terms.heartbeat,
@@ -878,43 +641,3 @@ def _client(url: str, terms: Terms) -> Any:
         retry=Retry(NoBackoff(), 0),
     )
     return redis.asyncio.Redis.from_pool(pool)
-
-
-def _key(secret: Secret) -> str:
-    # In braces: a cluster keeps together what has the same between them.
-    return f"agentapi:{{{secret.digest}}}"
-
-
-def _channel(key: str) -> str:
-    return f"{key}:news"
-
-
-def _budget(
-    rows: Mapping[str, str], overdrawn: int, now: float, limit: int
-) -> SharedBudget:
-    members: list[Member] = []
-    for name, row in rows.items():
-        held, wanted, seen, ends, kept, _, label = row.split(" ", 6)
-        dead = now >= int(ends) / 1000
-        frees = max(0.0, int(kept) / 1000 - now)
-        if dead and not frees:
-            continue
-        members.append(
-            Member(
-                id=name,
-                label=label,
-                held=int(held),
-                wanted=int(wanted),
-                age=max(0.0, now - int(seen) / 1000),
-                dead=dead,
-                frees=frees if dead else None,
-            )
-        )
-    members.sort(key=lambda member: (member.label, member.id))
-    return SharedBudget(
-        limit=limit,
-        held=sum(m.held for m in members if not m.dead),
-        quarantined=sum(m.held for m in members if m.dead),
-        overdrawn=overdrawn,
-        members=tuple(members),
-    )

@@ -6,13 +6,16 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import attrs
 import platformdirs
 
 from aio_agentapi import Secret, Settings
 from aio_agentapi.errors import UsageError
+
+# What the table of the shared gate may have.
+_GATE: Final = frozenset({"url", "lease", "heartbeat", "quarantine", "static_share"})
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +34,9 @@ class Place:
             None: it was not named.
 
         journal: Where its payments are written down. None: nowhere.
+
+        gate: The store of a budget that it shares with other programs, and the
+            terms of that, as :meth:`RedisGate.factory` takes them. None: none.
     """
 
     base_url: str
@@ -38,6 +44,7 @@ class Place:
     settings: Settings
     name: str | None = None
     journal: Path | None = None
+    gate: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -59,6 +66,7 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
     """
     file = _read(config)
     settings = _settings(file)
+    gate = _gate(file, env)
     journal = _journal("journal", file, config)
     if account is not None:
         entry = _entry(account, file)
@@ -69,6 +77,7 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
             settings=settings,
             name=account,
             journal=own or journal,
+            gate=gate,
         )
     base_url = env.get("AGENTAPI_BASE_URL") or file.get("base_url")
     token = env.get("AGENTAPI_TOKEN")
@@ -79,7 +88,11 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
         )
         raise UsageError(msg)
     return Place(
-        base_url=base_url, token=Secret(token), settings=settings, journal=journal
+        base_url=base_url,
+        token=Secret(token),
+        settings=settings,
+        journal=journal,
+        gate=gate,
     )
 
 
@@ -105,6 +118,19 @@ def _settings(file: Mapping[str, Any]) -> Settings:
         msg = f"[settings]: a table with some of {', '.join(sorted(known))}"
         raise UsageError(msg)
     return Settings(**wanted)
+
+
+def _gate(file: Mapping[str, Any], env: Mapping[str, str]) -> Mapping[str, Any] | None:
+    wanted = _table(file.get("gate", {}))
+    if wanted is None or wanted.keys() - _GATE:
+        msg = f"[gate]: a table with some of {', '.join(sorted(_GATE))}"
+        raise UsageError(msg)
+    if url := env.get("AGENTAPI_REDIS_URL"):
+        wanted = {**wanted, "url": url}
+    if wanted and not isinstance(wanted.get("url"), str):
+        msg = "[gate]: needs a url"
+        raise UsageError(msg)
+    return wanted or None
 
 
 def _entry(account: str, file: Mapping[str, Any]) -> dict[str, Any]:

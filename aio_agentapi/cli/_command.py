@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import attrs
 import click
@@ -29,6 +29,9 @@ from aio_agentapi.errors import (
     UnsupportedError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from aio_agentapi.redis import RedisGates
 
 P = ParamSpec("P")
 
@@ -103,9 +106,32 @@ async def open_place(
         place.base_url,
         accounts=accounts,
         settings=place.settings,
+        gate=None if place.gate is None else shared(place),
         store=MemoryStore() if store is None else store,
     ) as manager:
         yield manager.session(place.token)
+
+
+def shared(place: _account.Place) -> RedisGates:
+    """
+    Return the store of the budget that an account shares with other programs.
+
+    Raises:
+        UsageError: None is named, or redis-py is missing. Nothing was sent.
+    """
+    if place.gate is None:
+        msg = (
+            "no shared gate: set AGENTAPI_REDIS_URL, or url in the [gate] table of the"
+            " configuration file"
+        )
+        raise UsageError(msg)
+    try:
+        # Only here: who shares no gate needs no redis-py.
+        from aio_agentapi.redis import RedisGate  # noqa: PLC0415 - as above
+    except ModuleNotFoundError:
+        msg = "the shared gate needs redis-py: pip install 'aio-agentapi[redis]'"
+        raise UsageError(msg) from None
+    return RedisGate.factory(**place.gate)
 
 
 def guarded(command: Callable[P, int | None]) -> Callable[P, None]:

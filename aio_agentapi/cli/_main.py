@@ -13,6 +13,7 @@ from aio_agentapi.cli import (
     _call,
     _demo,
     _games,
+    _gate,
     _payments,
     _points,
     _sandbox,
@@ -65,4 +66,5 @@ main.add_command(_payments.wallets)
 main.add_command(_payments.payments)
 main.add_command(_users.transactions)
 main.add_command(_games.games)
+main.add_command(_gate.gate)
 main.add_command(_call.call)

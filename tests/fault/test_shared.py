@@ -14,21 +14,14 @@ import pytest
 from redis.asyncio import Redis
 
 from aio_agentapi import Secret, SessionManager, Settings
+from aio_agentapi._budget import SCRIPT, Report, arguments
 from aio_agentapi.errors import GateLostError, UsageError
-from aio_agentapi.redis import (
-    SCRIPT,
-    RedisGate,
-    RedisGateStatistics,
-    Report,
-    arguments,
-)
+from aio_agentapi.redis import RedisGate, RedisGateStatistics
 from aio_agentapi.sandbox import SandboxProcess, Switches
 from tests.conftest import TOKEN
 from tests.redis_server import RedisServer, Worker, redis_server
 
-TERMS = {"lease": 1.0, "heartbeat": 0.2, "quarantine": 2.0}
-# Long enough that a store which is new gives permits at once.
-GRACE = 5.1
+TERMS: dict[str, Any] = {"lease": 1.0, "heartbeat": 0.2, "quarantine": 2.0}
 
 
 @pytest.fixture
@@ -408,7 +401,7 @@ async def test_several_accounts_share_a_connection(
 )
 def test_terms_are_checked_at_once(wrong: dict[str, Any]) -> None:
     """By name, before anything is connected."""
-    told = {"url": "redis://127.0.0.1", **wrong}
+    told: dict[str, Any] = {"url": "redis://127.0.0.1", **wrong}
     name = next(iter(wrong))
     with pytest.raises(UsageError, match="store" if name == "url" else name):
         RedisGate.factory(**told)
