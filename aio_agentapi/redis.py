@@ -92,6 +92,9 @@ _GATHER: Final = 0.001
 # Its parameters have no types.
 _Pool: Final[Any] = redis.asyncio.BlockingConnectionPool
 
+# Seconds after which a task that was cancelled and goes on is cancelled again.
+_AGAIN: Final = 0.1
+
 # A clock that goes on while the machine is suspended, where there is one.
 _BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -289,8 +292,7 @@ class RedisGate(LocalGate):
         keeper, self._keeper = self._keeper, None
         if keeper is None or self._store is None:
             return
-        keeper.cancel()
-        await asyncio.wait([keeper])
+        await _stop(keeper)
         # What is in flight now, or was cut, may still run.
         self.resize(0)
         report = self.report(held=self._limit + self._cut, wanted=0)
@@ -556,8 +558,7 @@ class RedisGates:
             return
         listener, self._listener = self._listener, None
         if listener is not None:
-            listener.cancel()
-            await asyncio.wait([listener])
+            await _stop(listener)
         client, self._client, self._script = self._client, None, None
         if client is not None:
             with contextlib.suppress(*_STORE_ERRORS):
@@ -626,6 +627,13 @@ class RedisGates:
 
     def __repr__(self) -> str:
         return f"<RedisGates {len(self._gates)} gates>"
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    """End a task that may be in a driver's hands, who may miss a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_AGAIN)
 
 
 def _client(url: str, terms: Terms) -> Any:  # noqa: ANN401 - as above

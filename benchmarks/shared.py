@@ -1,0 +1,170 @@
+"""
+One budget of 50 over 1, 2 and 4 processes, beside one process with a gate of its own.
+
+``python -m benchmarks.shared`` starts a Redis server and the load server, lets clients
+call for a few seconds in alternating blocks, and prints the table that
+benchmarks/README.md shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import statistics
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aio_agentapi import LocalGate, SessionManager, Settings
+from aio_agentapi.redis import RedisGate
+from benchmarks.server import TOKEN, serving
+
+LATENCY = 0.02
+SECONDS = 3.0
+BLOCKS = 5
+WORKERS = 200
+
+
+async def client(base_url: str, url: str, workers: int) -> None:
+    """Call when told so on standard input, until the time is over; print a count."""
+    gate = RedisGate.factory(url) if url else None
+    loop = asyncio.get_running_loop()
+    async with SessionManager(base_url, gate=gate) as manager:
+        session = manager.session(TOKEN)
+        await session.agents.info()
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            end = loop.time() + float(line)
+            took: list[float] = []
+
+            async def work(end: float, took: list[float]) -> None:
+                while loop.time() < end:
+                    began = loop.time()
+                    await session.agents.info()
+                    took.append(loop.time() - began)
+
+            cpu = time.process_time()
+            await asyncio.gather(*(work(end, took) for _ in range(workers)))
+            state = session.gate.statistics()
+            told = {
+                "calls": len(took),
+                "cpu": time.process_time() - cpu,
+                "busy": state.busy_answers,
+                "asked": getattr(state, "store_calls", 0),
+                "limit": state.limit,
+                "first": took[0],
+            }
+            print(json.dumps(told), flush=True)
+
+
+class Clients:
+    """Processes that call together."""
+
+    def __init__(self, base_url: str, url: str, count: int) -> None:
+        self.args = (base_url, url, str(WORKERS))
+        self.count = count
+        self.processes: list[asyncio.subprocess.Process] = []
+
+    async def run(self) -> list[dict[str, Any]]:
+        """Let all of them call at once, and return what each has counted."""
+        self.processes = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "benchmarks.shared", "client", *self.args),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for _ in range(self.count)
+        ]
+        # Their first call is over, and their permits are given back.
+        await asyncio.sleep(3.5)
+        told: list[dict[str, Any]] = []
+        for process in self.processes:
+            assert process.stdin is not None  # noqa: S101 - a pipe, as asked for
+            process.stdin.write(f"{SECONDS}\n".encode())
+        for process in self.processes:
+            assert process.stdout is not None  # noqa: S101 - as above
+            told.append(json.loads(await process.stdout.readline()))
+            await process.communicate()
+        return told
+
+
+@asynccontextmanager
+async def store() -> AsyncGenerator[str]:
+    """Run a store of our own."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        sys.exit("redis-server is missing: apt-get install redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    process = await asyncio.create_subprocess_exec(
+        *(program, "--port", port, "--bind", "127.0.0.1", "--save", ""),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    # A store gives nothing before it has been up for a lease.
+    await asyncio.sleep(6)
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def permit() -> tuple[float, float]:
+    """Return what a permit that is free takes, leased and local, in microseconds."""
+    count = 100_000
+
+    async def spend(gate: LocalGate) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            await gate.acquire("interactive")
+            gate.release("interactive", 0.02)
+        return (time.perf_counter() - began) / count * 1e6
+
+    async def both() -> tuple[float, float]:
+        leased = RedisGate(limit=0, settings=Settings())
+        leased.answered(leased.report(wanted=50), (50, 1, 0, 0, 0))
+        leased._ends = float("inf")  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - no store here
+        return await spend(leased), await spend(LocalGate(limit=50))
+
+    return asyncio.run(both())
+
+
+async def main() -> None:
+    """Print the table."""
+    async with serving(LATENCY, 0.01) as base_url, store() as url:
+        rates: dict[int, list[float]] = {}
+        alone: list[float] = []
+        asked: list[float] = []
+        busy = 0
+        for _ in range(BLOCKS):
+            told = await Clients(base_url, "", 1).run()
+            alone.append(told[0]["calls"] / SECONDS)
+            for count in (1, 2, 4):
+                told = await Clients(base_url, url, count).run()
+                calls = sum(each["calls"] for each in told)
+                rates.setdefault(count, []).append(calls / SECONDS / alone[-1])
+                asked.append(sum(each["asked"] for each in told) / calls)
+                busy += sum(each["busy"] for each in told)
+    print(f"one process, its own gate: {statistics.median(alone):,.0f} calls/s\n")
+    print("| processes | calls/s, shared / one process with its own gate |")
+    print("| --- | --- |")
+    for count, ratios in rates.items():
+        low, high = min(ratios), max(ratios)
+        print(
+            f"| {count} | {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |"
+        )
+    print(f"\n1018: {busy}; calls for one question to the store: {1 / max(asked):.0f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["client"]:
+        asyncio.run(client(sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    else:
+        asyncio.run(main())
+        pairs = [permit() for _ in range(BLOCKS)]
+        more = [shared - local for shared, local in pairs]
+        print(f"a permit, leased over local: {statistics.median(more):+.2f} us")
