@@ -404,7 +404,7 @@ class RedisGate(LocalGate):
             try:
                 async with asyncio.timeout(self._terms.heartbeat):
                     answer = await store.carry(self, report)
-            except _STORE_ERRORS as error:
+            except Exception as error:  # noqa: BLE001 - whatever ails the driver, who waits is not forgotten
                 _log.debug("the store of the shared gate: %s", type(error).__name__)
                 self.failed()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
@@ -612,8 +612,8 @@ class RedisGates:
                     if gate is not None and message["type"] == "message":
                         gate.told(message["data"])
                     pause = _PAUSE
-            except _STORE_ERRORS:
-                pass
+            except Exception as error:  # noqa: BLE001 - as in the keeper; it is tried again
+                _log.debug("news of the shared gate: %s", type(error).__name__)
             finally:
                 with contextlib.suppress(*_STORE_ERRORS):
                     await self._ear.aclose()

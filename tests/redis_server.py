@@ -111,12 +111,14 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"word": word, **more}).encode() + b"\n")
-        return json.loads(await self.process.stdout.readline())
+        async with asyncio.timeout(40):
+            return json.loads(await self.process.stdout.readline())
 
     async def end(self) -> Any:
         """Let it come to its end, and return what it counted."""
         counted = await self.ask("end")
-        assert await self.process.wait() == 0
+        async with asyncio.timeout(20):
+            assert await self.process.wait() == 0
         return counted
 
     async def kill(self) -> None:
