@@ -9,6 +9,7 @@ benchmarks/README.md shows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -25,7 +26,8 @@ from benchmarks.server import TOKEN, serving
 
 LATENCY = 0.02
 SECONDS = 3.0
-BLOCKS = 5
+BLOCKS = 3
+STARTS = 20
 WORKERS = 200
 
 
@@ -113,6 +115,11 @@ async def store() -> AsyncGenerator[str]:
         await process.wait()
 
 
+def middle(values: list[float]) -> str:
+    """Return a median as text."""
+    return f"{statistics.median(values):.1f}"
+
+
 def permit() -> tuple[float, float]:
     """Return what a permit that is free takes, leased and local, in microseconds."""
     count = 100_000
@@ -133,6 +140,57 @@ def permit() -> tuple[float, float]:
     return asyncio.run(both())
 
 
+async def late(base_url: str, url: str) -> list[float]:
+    """Return what an idle process waits for a permit beside one that is always busy."""
+    busy = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.shared", "client", base_url, url, "200"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert busy.stdin is not None  # noqa: S101 - a pipe, as asked for
+    waits: list[float] = []
+    async with SessionManager(base_url, gate=RedisGate.factory(url)) as manager:
+        gate = manager.session(TOKEN).gate
+        await gate.acquire("interactive")
+        gate.release("interactive")
+        busy.stdin.write(f"{2.6 * (STARTS + 1)}\n".encode())
+        for _ in range(STARTS):
+            # Long enough to have given back what it had.
+            await asyncio.sleep(2.5)
+            began = time.perf_counter()
+            await gate.acquire("interactive")
+            waits.append((time.perf_counter() - began) * 1e3)
+            gate.release("interactive")
+    await busy.communicate()
+    return waits
+
+
+async def takes(base_url: str, url: str) -> list[float]:
+    """Return how long a busy process takes to 45, beside three that were busy."""
+    took: list[float] = []
+    for _ in range(BLOCKS):
+        async with contextlib.AsyncExitStack() as stack:
+            sessions = [
+                (
+                    await stack.enter_async_context(
+                        SessionManager(base_url, gate=RedisGate.factory(url))
+                    )
+                ).session(TOKEN)
+                for _ in range(4)
+            ]
+            for session in sessions[1:]:
+                await session.agents.info()
+            began = time.perf_counter()
+            calls = [
+                asyncio.ensure_future(sessions[0].agents.info()) for _ in range(2000)
+            ]
+            while sessions[0].gate.statistics().limit < 45:
+                await asyncio.sleep(0.001)
+            took.append((time.perf_counter() - began) * 1e3)
+            await asyncio.gather(*calls)
+    return took
+
+
 async def main() -> None:
     """Print the table."""
     async with serving(LATENCY, 0.01) as base_url, store() as url:
@@ -149,6 +207,8 @@ async def main() -> None:
                 rates.setdefault(count, []).append(calls / SECONDS / alone[-1])
                 asked.append(sum(each["asked"] for each in told) / calls)
                 busy += sum(each["busy"] for each in told)
+        waits = await late(base_url, url)
+        took = await takes(base_url, url)
     print(f"one process, its own gate: {statistics.median(alone):,.0f} calls/s\n")
     print("| processes | calls/s, shared / one process with its own gate |")
     print("| --- | --- |")
@@ -157,7 +217,10 @@ async def main() -> None:
         print(
             f"| {count} | {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |"
         )
-    print(f"\n1018: {busy}; calls for one question to the store: {1 / max(asked):.0f}")
+    print(f"\nan idle process waits, beside a busy one: {middle(waits)} ms,", end=" ")
+    print(f"the longest of {STARTS} {max(waits):.1f} ms")
+    print(f"to 45 permits, beside three that were busy: {middle(took)} ms")
+    print(f"1018: {busy}; calls for one question to the store: {1 / max(asked):.0f}")
 
 
 if __name__ == "__main__":
