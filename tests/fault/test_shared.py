@@ -191,7 +191,7 @@ async def test_an_idle_process_leaves_the_budget_to_a_busy_one(
     began, held = time.monotonic(), 0
     while held < 45:
         held = (await workers[0].ask("state"))["limit"]
-    # Within half a second where the machine has time; the benchmark tells.
+    # Coarse: within half a second where the machine has time.
     assert time.monotonic() - began < 5
     counted = [await worker.end() for worker in workers]
     assert [each["busy_answers"] for each in counted] == [0] * 4
