@@ -292,14 +292,17 @@ class RedisGate(LocalGate):
         keeper, self._keeper = self._keeper, None
         if keeper is None or self._store is None:
             return
-        await _stop(keeper)
-        # What is in flight now, or was cut, may still run.
-        self.resize(0)
-        report = self.report(held=self._limit + self._cut, wanted=0)
-        with contextlib.suppress(*_STORE_ERRORS):
-            async with asyncio.timeout(self._terms.heartbeat):
-                await self._store.carry(self, report, leaves=True)
-        await self._store.forget(self)
+        try:
+            await _stop(keeper)
+            # What is in flight now, or was cut, may still run.
+            self.resize(0)
+            report = self.report(held=self._limit + self._cut, wanted=0)
+            with contextlib.suppress(*_STORE_ERRORS):
+                async with asyncio.timeout(self._terms.heartbeat):
+                    await self._store.carry(self, report, leaves=True)
+        finally:
+            # Also where whoever closes is cancelled: no connection stays.
+            await self._store.forget(self)
 
     def report(
         self, *, held: int | None = None, wanted: int | None = None, beat: bool = False
