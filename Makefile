@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check store soak bench bench-gate bench-journal bench-rows format changelog clean
+.PHONY: help demo test check store soak bench bench-gate bench-journal bench-rows bench-shared format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
@@ -14,7 +14,7 @@ help:
 	@echo "make bench   speed beside bare aiohttp"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
 	@echo "make bench-journal  what writing payments down costs"
-	@echo "make  one budget over 1, 2 and 4 processes"
+	@echo "make bench-shared  one budget over 1, 2 and 4 processes; some minutes"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
 
 # What the library and its command line need.
@@ -75,6 +75,9 @@ bench-journal: $(VENV)/.dev
 
 bench-rows: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rows
+
+bench-shared: $(VENV)/.dev store
+	$(BIN)/python -m benchmarks.shared
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
