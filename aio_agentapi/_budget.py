@@ -190,7 +190,8 @@ class Terms:
             if not 0 < value < float("inf"):
                 msg = f"{name}: more than 0 seconds, not {value!r}"
                 raise UsageError(msg)
-        if self.lease < 3 * self.heartbeat:
+        # 0.3 is three times 0.1, and less than 3 * 0.1.
+        if self.lease < 3 * self.heartbeat * (1 - 1e-9):
             msg = "lease: three heartbeats at least, so that one may be missed"
             raise UsageError(msg)
         share = self.static_share

@@ -353,7 +353,7 @@ class LocalGate:
         self._busy += 1
         self._told = asyncio.get_running_loop().time()
         if self._limit > self._target:
-            self._limit -= 1
+            self._shrink()
         else:
             self._kept_back += 1
         while not self._free.locked():
@@ -531,11 +531,15 @@ class LocalGate:
     def _put(self) -> None:
         """Put a permit that is in nobody's hands where it belongs."""
         if self._limit > self._target:
-            self._limit -= 1
+            self._shrink()
         elif not (self._waiting and self._hand_over()):
             self._free.release()
         if self._drained is not None:
             self._check_drained()
+
+    def _shrink(self) -> None:
+        """Let go of a permit that has come back above a limit that became less."""
+        self._limit -= 1
 
     def _take(self) -> None:
         """Take a free permit; there is one, so acquire() ends at its first step."""

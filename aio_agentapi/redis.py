@@ -255,15 +255,11 @@ class RedisGate(LocalGate):
         """Give a permit back; see :meth:`Gate.release`."""
         self._look()
         super().release(lane, took)
-        if self._limit < self._known:
-            self._asked.set()
 
     def refused(self, lane: Lane) -> None:
         """Give a refused permit back; see :meth:`Gate.refused`."""
         self._look()
         super().refused(lane)
-        if self._limit < self._known:
-            self._asked.set()
 
     def give_up(self, lane: Lane, linger: float) -> None:
         """Give back the permit of an unfinished call; see :meth:`Gate.give_up`."""
@@ -455,8 +451,11 @@ class RedisGate(LocalGate):
     def _return(self) -> None:
         self._look()
         super()._return()
-        if self._limit < self._known:
-            self._asked.set()
+
+    def _shrink(self) -> None:
+        # Somebody waits for what has come back here.
+        super()._shrink()
+        self._asked.set()
 
     def _probe(self) -> None:
         self._look()

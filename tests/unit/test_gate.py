@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
 import pytest
 
-from aio_agentapi import GateStatistics, LocalGate
+from aio_agentapi import GateStatistics, LocalGate, Settings
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import ClosedError, GateFullError, GateTimeoutError
+from aio_agentapi.redis import RedisGate
+
+Make: TypeAlias = Callable[..., LocalGate]
+
+
+def leased(limit: int, **bounds: Any) -> RedisGate:
+    """Make a shared gate that has all its permits, and whose lease does not end."""
+    settings = Settings(limit=limit)
+    gate = RedisGate(limit=0, settings=settings, clock=lambda: 0.0, **bounds)
+    gate.answered(gate.report(wanted=limit), (limit, 1, 0, 0, 0))
+    return gate
+
+
+@pytest.fixture(params=[LocalGate, leased], ids=["local", "shared"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Return what makes a gate: each promise is one of both kinds."""
+    kind: Make = request.param
+    return kind
 
 
 async def turns(count: int = 5) -> None:
@@ -58,9 +76,9 @@ async def test_permits_are_given_until_there_are_none() -> None:
     assert (gate.statistics().in_use, gate.statistics().waiting) == (2, 0)
 
 
-async def test_first_come_first_served_within_a_lane() -> None:
+async def test_first_come_first_served_within_a_lane(make: Make) -> None:
     """Permits are handed over in the order of arrival."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     served: list[int] = []
 
@@ -76,9 +94,9 @@ async def test_first_come_first_served_within_a_lane() -> None:
     assert list(range(20)) == served
 
 
-async def test_a_newcomer_does_not_overtake() -> None:
+async def test_a_newcomer_does_not_overtake(make: Make) -> None:
     """A permit that was released is its receiver's before anybody else can ask."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     waiting = start(gate.acquire("interactive"))
     await turns()
@@ -91,9 +109,9 @@ async def test_a_newcomer_does_not_overtake() -> None:
     await turns()
 
 
-async def test_interactive_goes_first() -> None:
+async def test_interactive_goes_first(make: Make) -> None:
     """The batch lane gets what the other one leaves, without a floor."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("batch")
     batch = start(gate.acquire("batch"))
     await turns()
@@ -128,23 +146,25 @@ async def saturate(gate: LocalGate, permits: int, rounds: int) -> dict[Lane, int
     return held
 
 
-async def test_the_batch_lane_keeps_its_floor() -> None:
+async def test_the_batch_lane_keeps_its_floor(make: Make) -> None:
     """However much the other lane asks for, and never more than the floor then."""
-    gate = LocalGate(limit=10, batch_floor=3)
+    gate = make(limit=10, batch_floor=3)
     assert await saturate(gate, 10, 100) == {"interactive": 7, "batch": 3}
 
 
 @pytest.mark.parametrize("limit", [2, 5, 10])
-async def test_a_floor_above_the_limit_leaves_one_permit(limit: int) -> None:
+async def test_a_floor_above_the_limit_leaves_one_permit(
+    limit: int, make: Make
+) -> None:
     """The other lane is not starved by a default that was made for fifty."""
-    gate = LocalGate(limit=limit, batch_floor=10)
+    gate = make(limit=limit, batch_floor=10)
     held = await saturate(gate, limit, 60)
     assert held == {"interactive": 1, "batch": limit - 1}
 
 
-async def test_the_floor_scales_with_the_share() -> None:
+async def test_the_floor_scales_with_the_share(make: Make) -> None:
     """At a fifth of the permits the batch lane keeps a fifth of its floor."""
-    gate = LocalGate(limit=50, batch_floor=10)
+    gate = make(limit=50, batch_floor=10)
     for _ in range(11):
         await gate.acquire("interactive")
     gate.refused("interactive")
@@ -153,9 +173,9 @@ async def test_the_floor_scales_with_the_share() -> None:
     assert await saturate(gate, 10, 60) == {"interactive": 8, "batch": 2}
 
 
-async def test_with_one_permit_the_batch_lane_gets_every_fifth() -> None:
+async def test_with_one_permit_the_batch_lane_gets_every_fifth(make: Make) -> None:
     """A single permit cannot be divided, but taken in turns."""
-    gate = LocalGate(limit=1, batch_floor=1)
+    gate = make(limit=1, batch_floor=1)
     await gate.acquire("interactive")
     served: list[str] = []
 
@@ -171,9 +191,9 @@ async def test_with_one_permit_the_batch_lane_gets_every_fifth() -> None:
     assert "".join(served).startswith("iiiibiiiibiiiibiiiib")
 
 
-async def test_max_wait_ends_the_waiting() -> None:
+async def test_max_wait_ends_the_waiting(make: Make) -> None:
     """The error says how long, and the line is as if nobody had come."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     loop = asyncio.get_running_loop()
     with pytest.raises(GateTimeoutError) as caught:
@@ -185,9 +205,9 @@ async def test_max_wait_ends_the_waiting() -> None:
     await gate.acquire("interactive", loop.time() - 1)
 
 
-async def test_a_full_line_refuses_at_once() -> None:
+async def test_a_full_line_refuses_at_once(make: Make) -> None:
     """One more than max_waiting does not wait; a free permit needs no place."""
-    gate = LocalGate(limit=1, max_waiting=1)
+    gate = make(limit=1, max_waiting=1)
     await gate.acquire("interactive")
     waiting = start(gate.acquire("interactive"))
     await turns()
@@ -198,9 +218,9 @@ async def test_a_full_line_refuses_at_once() -> None:
     assert gate.statistics().waiting == 0
 
 
-async def test_a_cancel_while_waiting_leaves_the_line_in_order() -> None:
+async def test_a_cancel_while_waiting_leaves_the_line_in_order(make: Make) -> None:
     """Those behind move up, whoever goes."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     calls = [start(gate.acquire("interactive")) for _ in range(5)]
     await turns()
@@ -216,9 +236,9 @@ async def test_a_cancel_while_waiting_leaves_the_line_in_order() -> None:
     await calls[3]
 
 
-async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on() -> None:
+async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on(make: Make) -> None:
     """A permit that meets a cancellation goes to the next in line."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     first, second = (start(gate.acquire("interactive")) for _ in range(2))
     await turns()
@@ -229,9 +249,9 @@ async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on() -> None:
     assert second.done()
 
 
-async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
+async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by(make: Make) -> None:
     """The other order: the waiter is cancelled and still in line."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     first, second = (start(gate.acquire("interactive")) for _ in range(2))
     await turns()
@@ -242,9 +262,9 @@ async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by() -> None:
     assert second.done()
 
 
-async def test_a_coroutine_that_is_closed_leaves_nothing_in_line() -> None:
+async def test_a_coroutine_that_is_closed_leaves_nothing_in_line(make: Make) -> None:
     """As one whose task was never run to its end; served already or not."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     loop = asyncio.get_running_loop()
     for served in (False, True):
@@ -257,9 +277,9 @@ async def test_a_coroutine_that_is_closed_leaves_nothing_in_line() -> None:
     assert gate.statistics().in_use == 0
 
 
-async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
+async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel(make: Make) -> None:
     """Somebody who is cancelled and told of the closing is cancelled."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     waiting = start(gate.acquire("interactive"))
     await turns()
@@ -269,9 +289,9 @@ async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel() -> None:
     assert waiting.cancelled()
 
 
-async def test_a_refused_call_waits_for_a_completion() -> None:
+async def test_a_refused_call_waits_for_a_completion(make: Make) -> None:
     """Before those that were never sent, and nobody is woken by the refusal."""
-    gate = LocalGate(limit=2)
+    gate = make(limit=2)
     await gate.acquire("interactive")
     await gate.acquire("interactive")
     fresh = start(gate.acquire("interactive"))
@@ -296,9 +316,9 @@ async def test_a_refused_call_waits_for_a_completion() -> None:
     await turns()
 
 
-async def test_a_refusal_whose_caller_has_gone_strands_nobody() -> None:
+async def test_a_refusal_whose_caller_has_gone_strands_nobody(make: Make) -> None:
     """Those in line are probed, though nobody stands there anew."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     waiting = start(gate.acquire("interactive"))
     await turns()
@@ -307,9 +327,9 @@ async def test_a_refusal_whose_caller_has_gone_strands_nobody() -> None:
         await waiting
 
 
-async def test_the_share_grows_back_step_by_step() -> None:
+async def test_the_share_grows_back_step_by_step(make: Make) -> None:
     """After `share` good answers one permit more is admitted, up to the limit."""
-    gate = LocalGate(limit=4)
+    gate = make(limit=4)
     for _ in range(4):
         await gate.acquire("interactive")
     refused = start(refuse(gate, "interactive"))
@@ -325,9 +345,9 @@ async def test_the_share_grows_back_step_by_step() -> None:
     assert gate.statistics().withheld == 0
 
 
-async def test_steps_that_hold_become_larger() -> None:
+async def test_steps_that_hold_become_larger(make: Make) -> None:
     """Where the others have gone, the permits are back after a few rounds."""
-    gate = LocalGate(limit=50)
+    gate = make(limit=50)
     await gate.acquire("interactive")
     for _ in range(2):
         await gate.acquire("interactive")
@@ -342,9 +362,9 @@ async def test_steps_that_hold_become_larger() -> None:
         assert shares[-6:] == [2, 4, 8, 16, 32, 50]
 
 
-async def test_a_refused_step_makes_the_next_wait_longer() -> None:
+async def test_a_refused_step_makes_the_next_wait_longer(make: Make) -> None:
     """Four times as many good answers; it stays at that."""
-    gate = LocalGate(limit=3)
+    gate = make(limit=3)
     for _ in range(2):
         await gate.acquire("interactive")
 
@@ -368,9 +388,9 @@ async def test_a_refused_step_makes_the_next_wait_longer() -> None:
     assert counts == [2, 8, 8, 8]
 
 
-async def test_a_line_that_nothing_moves_is_probed() -> None:
+async def test_a_line_that_nothing_moves_is_probed(make: Make) -> None:
     """With nothing of ours in flight, one call is tried after a tenth of a second."""
-    gate = LocalGate(limit=5)
+    gate = make(limit=5)
     await gate.acquire("interactive")
     loop = asyncio.get_running_loop()
     pauses: list[float] = []
@@ -387,9 +407,9 @@ async def test_a_line_that_nothing_moves_is_probed() -> None:
     await gate.acquire("interactive")
 
 
-async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
+async def test_a_probe_does_not_wait_for_a_slow_call_of_ours(make: Make) -> None:
     """What others gave back is found while a call of ours still runs."""
-    gate = LocalGate(limit=5)
+    gate = make(limit=5)
     await gate.acquire("interactive")
     await gate.acquire("interactive")
     await refuse(gate, "interactive", asyncio.get_running_loop().time() + 5)
@@ -397,9 +417,9 @@ async def test_a_probe_does_not_wait_for_a_slow_call_of_ours() -> None:
     assert (state.share, state.in_use) == (2, 2)
 
 
-async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck() -> None:
+async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck(make: Make) -> None:
     """With nothing in flight and nobody in line, whoever comes next is the probe."""
-    gate = LocalGate(limit=5)
+    gate = make(limit=5)
     await gate.acquire("interactive")
     refused = start(refuse(gate, "interactive"))
     await turns()
@@ -409,18 +429,18 @@ async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck() -> None:
         await gate.acquire("interactive")
 
 
-async def test_a_refused_call_has_max_wait_too() -> None:
+async def test_a_refused_call_has_max_wait_too(make: Make) -> None:
     """Its permit is back, and it has left the line."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     with pytest.raises(GateTimeoutError):
         await refuse(gate, "interactive", asyncio.get_running_loop().time() + 0.01)
     assert (gate.statistics().in_use, gate.statistics().waiting) == (0, 0)
 
 
-async def test_closing_tells_those_in_line_and_lets_nobody_in() -> None:
+async def test_closing_tells_those_in_line_and_lets_nobody_in(make: Make) -> None:
     """Those that hold a permit keep it, and may be waited for."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     waiting = start(gate.acquire("batch"))
     await turns()
@@ -440,9 +460,9 @@ async def test_closing_tells_those_in_line_and_lets_nobody_in() -> None:
     assert repr(gate).endswith("closed>")
 
 
-async def test_a_permit_cannot_be_given_back_twice() -> None:
+async def test_a_permit_cannot_be_given_back_twice(make: Make) -> None:
     """A mistake of the caller's is told and changes nothing."""
-    gate = LocalGate(limit=2)
+    gate = make(limit=2)
     await gate.acquire("interactive")
     gate.release("interactive")
     with pytest.raises(RuntimeError, match="twice"):
@@ -451,9 +471,9 @@ async def test_a_permit_cannot_be_given_back_twice() -> None:
         await refuse(gate, "interactive")
 
 
-async def test_cancelling_many_leaves_nothing_behind() -> None:
+async def test_cancelling_many_leaves_nothing_behind(make: Make) -> None:
     """Ten thousand in line, all cancelled: the permits are whole, the line empty."""
-    gate = LocalGate(limit=50)
+    gate = make(limit=50)
     calls = [start(gate.acquire("batch")) for _ in range(10_050)]
     await turns()
     assert gate.statistics().waiting == 10_000
@@ -466,9 +486,9 @@ async def test_cancelling_many_leaves_nothing_behind() -> None:
     assert gate.statistics().in_use == 0
 
 
-async def test_a_permit_that_was_given_up_lingers() -> None:
+async def test_a_permit_that_was_given_up_lingers(make: Make) -> None:
     """Nobody gets it for a while, and then the next in line does."""
-    gate = LocalGate(limit=2)
+    gate = make(limit=2)
     await gate.acquire("interactive")
     await gate.acquire("batch")
     gate.detach()
@@ -494,9 +514,9 @@ async def test_a_permit_that_was_given_up_lingers() -> None:
     assert (state.detached, state.late_answers, state.in_use) == (0, 1, 1)
 
 
-async def test_what_lingers_is_nothing_to_wait_for_at_closing() -> None:
+async def test_what_lingers_is_nothing_to_wait_for_at_closing(make: Make) -> None:
     """It has been given up."""
-    gate = LocalGate(limit=1)
+    gate = make(limit=1)
     await gate.acquire("interactive")
     idle = asyncio.get_running_loop().create_task(
         gate.idle(asyncio.get_running_loop().time() + 5)
@@ -507,16 +527,16 @@ async def test_what_lingers_is_nothing_to_wait_for_at_closing() -> None:
         assert await idle
 
 
-async def test_a_refusal_says_what_others_seem_to_hold() -> None:
+async def test_a_refusal_says_what_others_seem_to_hold(make: Make) -> None:
     """Those not in flight with us when the service refused, until it admits more."""
-    gate = LocalGate(limit=50)
+    gate = make(limit=50)
     for _ in range(31):
         await gate.acquire("interactive")
     gate.refused("interactive")
     state = gate.statistics()
     assert (state.share, state.foreign_estimate, state.withheld) == (30, 20, 20)
-    assert repr(gate) == (
-        "<LocalGate 50 permits, share 30, 30 in use, 20 withheld, 0 waiting,"
+    assert repr(gate).endswith(
+        " 50 permits, share 30, 30 in use, 20 withheld, 0 waiting,"
         " 1 busy answers, 0 late answers>"
     )
     for _ in range(30):
@@ -524,9 +544,9 @@ async def test_a_refusal_says_what_others_seem_to_hold() -> None:
     assert gate.statistics().foreign_estimate == 19
 
 
-async def test_more_permits_are_there_at_once() -> None:
+async def test_more_permits_are_there_at_once(make: Make) -> None:
     """For those in line first."""
-    gate = LocalGate(limit=1, batch_floor=1)
+    gate = make(limit=1, batch_floor=1)
     await gate.acquire("interactive")
     calls = [start(gate.acquire("batch")) for _ in range(3)]
     await turns()
@@ -540,9 +560,9 @@ async def test_more_permits_are_there_at_once() -> None:
         await gate.acquire("interactive")
 
 
-async def test_fewer_permits_take_nothing_from_anybody() -> None:
+async def test_fewer_permits_take_nothing_from_anybody(make: Make) -> None:
     """Free ones are gone at once, those in use when they come back."""
-    gate = LocalGate(limit=5)
+    gate = make(limit=5)
     for _ in range(3):
         await gate.acquire("interactive")
     gate.resize(1)
@@ -566,9 +586,9 @@ async def test_fewer_permits_take_nothing_from_anybody() -> None:
     await last
 
 
-async def test_what_is_kept_back_goes_first() -> None:
+async def test_what_is_kept_back_goes_first(make: Make) -> None:
     """The service admits no more because of it, and no less."""
-    gate = LocalGate(limit=10)
+    gate = make(limit=10)
     for _ in range(5):
         await gate.acquire("interactive")
     gate.refused("interactive")
