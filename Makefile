@@ -3,19 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 
-.PHONY: help demo test check store soak bench bench-gate bench-journal bench-rows bench-shared format changelog clean
+.PHONY: help demo test check store soak bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared bench-guard \
+	format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
 	@echo "make soak    the long searches; some minutes"
-	@echo "make bench   speed beside bare aiohttp"
+	@echo "make bench   speed beside other clients; some minutes (bench-quick: one)"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
+	@echo "make bench-wire  answers to records"
 	@echo "make bench-journal  what writing payments down costs"
-	@echo "make bench-shared  one budget over 1, 2 and 4 processes; some minutes"
 	@echo "make bench-rows  memory of a plan of a million rows; some minutes"
+	@echo "make bench-shared  one budget over 1, 2 and 4 processes; some minutes"
+	@echo "make bench-guard  instructions of a call, against those on record"
 
 # What the library and its command line need.
 $(VENV)/.run: pyproject.toml
@@ -32,7 +36,7 @@ $(VENV)/.run: pyproject.toml
 
 # What its tests and checks need as well.
 $(VENV)/.dev: $(VENV)/.run
-	@$(BIN)/pip install -q --disable-pip-version-check --group dev --group bench
+	@$(BIN)/pip install -q --disable-pip-version-check --group dev
 	@touch $@
 
 demo: $(VENV)/.run
@@ -64,20 +68,40 @@ test: check store
 soak: $(VENV)/.dev store
 	$(BIN)/python -m pytest -m soak
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+# Benchmarks compare with clients that do not go together with the tests.
+$(BENCH)/.done: pyproject.toml $(VENV)/.run
+	@test -x $(BENCH)/bin/pip || $(PYTHON) -m venv --clear $(BENCH)
+	@$(BENCH)/bin/pip install -q --disable-pip-version-check --upgrade pip
+	@$(BENCH)/bin/pip install -q --disable-pip-version-check -e . --group bench
+	@touch $@
 
-bench-gate: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.gate
+bench: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks
 
-bench-journal: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.journal
+bench-quick: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks quick
 
-bench-rows: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.rows
+bench-gate: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks.gate
 
-bench-shared: $(VENV)/.dev store
-	$(BIN)/python -m benchmarks.shared
+bench-wire: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks.wire
+
+bench-journal: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks.journal
+
+bench-rows: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks.rows
+
+bench-shared: $(BENCH)/.done store
+	$(BENCH)/bin/python -m benchmarks.shared
+
+bench-guard: $(BENCH)/.done
+	@command -v valgrind >/dev/null || { \
+		echo "Installing the system package valgrind"; \
+		apt-get update -qq && apt-get install -y -qq valgrind >/dev/null; } \
+		|| { echo "valgrind is needed: install it as root"; exit 1; }
+	$(BENCH)/bin/python -m benchmarks.guard
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -87,4 +111,4 @@ changelog: $(VENV)/.dev
 	$(BIN)/towncrier build --draft
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -1,10 +1,14 @@
 """
 One sending and its answer, which outlive whoever asked.
 
-The service counts a call until it has answered, also when the client hangs up. So
-the caller's task does not send: a task of the session does, and the caller waits
-for what becomes of it. A caller who is cancelled, or out of time, leaves at once;
-the exchange goes on, its answer is read, and only then its permit is free.
+The service counts a call until it has answered, also when the client hangs up. A
+caller who is cancelled, or out of time, leaves at once; the exchange goes on, its
+answer is read, and only then its permit is free.
+
+As long as nobody leaves, the caller's own task sends and reads, since a task for each
+call is a sixth of what it costs. Where it leaves, a task of the session goes on from
+that point; the connection holds what has come meanwhile. A transport that cannot be
+gone on with (a proxy, a tracer, a mock) sends in such a task from the beginning.
 
     the caller leaves while ...   the exchange ...        the permit ...
     it has no connection yet      is dropped: not sent    is free
@@ -13,7 +17,8 @@ the exchange goes on, its answer is read, and only then its permit is free.
                                   connection closed
 
 Whatever ends the task, a cancellation before its first step included, ends in
-:meth:`Exchange._gone`: no permit is lost, and no caller waits for nothing.
+:meth:`Exchange._gone`, and so does a caller's without a connection: no permit is
+lost, and no caller waits for nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +63,7 @@ class Exchange(Generic[T]):
 
         outcome: The record, or what is to be raised.
 
-        task: What carries it out.
+        task: What carries it out, where its caller does not.
     """
 
     _operation: Operation[T] = attrs.field(alias="operation")
@@ -68,21 +73,28 @@ class Exchange(Generic[T]):
     _desk: Exchanges = attrs.field(alias="desk")
     # Told the outcome the moment there is one, whoever waits for it or not.
     _told: Callable[[object], None] | None = attrs.field(alias="told")
-    sending: Sending = attrs.field(init=False, factory=Sending)
+    sending: Sending
     ended: bool = attrs.field(init=False, default=False)
     outcome: T | BaseException | None = attrs.field(init=False, default=None)
-    task: asyncio.Task[None] = attrs.field(init=False)
+    task: asyncio.Task[None] | None = attrs.field(init=False, default=None)
+    # The caller's, while it sends and reads by itself, and whether that was ended
+    # by us: its time is over, or the session.
+    _driver: asyncio.Task[Any] | None = attrs.field(init=False, default=None)
+    _interrupted: bool = attrs.field(init=False, default=False)
+    _loop: asyncio.AbstractEventLoop = attrs.field(
+        init=False, factory=asyncio.get_running_loop
+    )
+    _began: float = attrs.field(init=False)
     _waiter: asyncio.Future[None] | None = attrs.field(init=False, default=None)
     # Gives up a detached one; there is none while its caller waits.
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._carry_out())
-        self.task.add_done_callback(self._gone)
+        self._began = self._loop.time()
 
     async def wait(self, until: float) -> bool:
         """
-        Wait until it has ended.
+        Wait until it has ended; the first time, carry it out.
 
         Args:
             until: The loop's time at which to give up; an answer that is there by
@@ -91,10 +103,14 @@ class Exchange(Generic[T]):
         Returns:
             Whether it has ended.
         """
+        if self.task is None and not self.ended:
+            if self.sending.resumable:
+                await self._drive(until)
+            else:
+                self._go_on()
         if not self.ended:
-            loop = asyncio.get_running_loop()
-            waiter = self._waiter = loop.create_future()
-            timer = loop.call_at(until, self._expire, waiter, _TURNS_IN_ALL, 0, 0)
+            waiter = self._waiter = self._loop.create_future()
+            timer = self._loop.call_at(until, self._expire, waiter, _TURNS_IN_ALL, 0, 0)
             try:
                 await waiter
             finally:
@@ -103,20 +119,63 @@ class Exchange(Generic[T]):
 
     def leave(self) -> None:
         """Let it end without its caller, who does not come back."""
-        if self.ended:
+        if self.ended or self.task is None:
             return
         if self.sending.connected:
             after = self._desk.settings.abandon_after
             # Not the running loop: a coroutine may be closed when it has stopped.
-            self._timer = self.task.get_loop().call_later(after, self.task.cancel)
+            self._timer = self._loop.call_later(after, self.task.cancel)
             self._desk.gate.detach()
         else:
             self.task.cancel()
 
+    def cut(self) -> None:
+        """End it, answered or not."""
+        if self.task is not None:
+            self.task.cancel()
+            return
+        self._abandon(None)
+        self._interrupt()
+
+    async def _drive(self, until: float) -> None:
+        """Carry it out in the caller's task, until its time is over."""
+        driver = self._driver = asyncio.current_task(self._loop)
+        assert driver is not None  # noqa: S101 - somebody awaits this
+        cancelling = driver.cancelling()
+        timer = self._loop.call_at(until, self._interrupt)
+        try:
+            await self._carry_out()
+        except BaseException as error:
+            if not self.ended:
+                if isinstance(error, Exception) or not self.sending.connected:
+                    self._abandon(None)
+                else:
+                    self._go_on()
+            # As asyncio.timeout() does it: there may be a cancellation beside ours.
+            if not (
+                self._interrupted
+                and driver.uncancel() <= cancelling
+                and isinstance(error, asyncio.CancelledError)
+            ):
+                raise
+        finally:
+            timer.cancel()
+            self._driver = None
+
+    def _interrupt(self) -> None:
+        """End the drive of the caller's task."""
+        if self._driver is not None and not self._interrupted:
+            self._interrupted = True
+            self._driver.cancel()
+
+    def _go_on(self) -> None:
+        """Let a task of the session carry it out, or what is left of that."""
+        self.task = self._loop.create_task(self._carry_out())
+        self.task.add_done_callback(self._gone)
+
     async def _carry_out(self) -> None:
         """Send, read, and put the permit where it belongs."""
-        desk, loop = self._desk, asyncio.get_running_loop()
-        began = loop.time()
+        desk = self._desk
         try:
             answer = await desk.transport.send(self._path, self._text, self.sending)
         except AgentAPIError as error:
@@ -124,7 +183,7 @@ class Exchange(Generic[T]):
             desk.gate.release(self._lane)
             self._end(error)
             return
-        took = loop.time() - began
+        took = self._loop.time() - self._began
         outcome = desk.wire.decode(self._operation, *answer, desk.transport.scrub)
         self._land(answered=True)
         if not isinstance(outcome, BusyError):
@@ -138,15 +197,17 @@ class Exchange(Generic[T]):
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         """Leave nothing undone when the task has ended, however it did."""
-        self._desk.running.discard(self)
         error = None if task.cancelled() else task.exception()
         if self.ended:
             return
-        if not isinstance(error, Exception):
-            # Somebody interrupts the program: the loop tells whoever runs it.
-            error = None
+        # Where somebody interrupts the program the loop tells whoever runs it.
+        self._abandon(error if isinstance(error, Exception) else None)
+
+    def _abandon(self, error: Exception | None) -> None:
+        """End it without an answer."""
         self._land(answered=False)
         if self.sending.connected:
+            self.sending.drop()
             self._desk.gate.give_up(self._lane, self._desk.settings.linger)
             told = "it was cut before its answer came. It may have happened"
             self._end(error or OutcomeUnknownError(told))
@@ -164,6 +225,7 @@ class Exchange(Generic[T]):
     def _end(self, outcome: T | BaseException) -> None:
         self.outcome = outcome
         self.ended = True
+        self._desk.running.discard(self)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         if self._told is not None:
@@ -230,7 +292,8 @@ class Exchanges:
         Returns:
             The exchange; its caller waits for it, or leaves it.
         """
-        exchange = Exchange(operation, path, text, lane, self, told)
+        sending = self.transport.sending()
+        exchange = Exchange(operation, path, text, lane, self, told, sending)
         self.running.add(exchange)
         return exchange
 
@@ -241,7 +304,7 @@ class Exchanges:
         Returns:
             The tasks that are about to end.
         """
-        tasks = [exchange.task for exchange in self.running]
-        for task in tasks:
-            task.cancel()
-        return tasks
+        exchanges = [*self.running]
+        for exchange in exchanges:
+            exchange.cut()
+        return [each.task for each in exchanges if each.task is not None]

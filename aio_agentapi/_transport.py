@@ -10,11 +10,14 @@ traceback leads to a frame of aiohttp. The same is done for a cancellation.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 import aiohttp
 import attrs
 from aiohttp.tracing import Trace
+from yarl import URL
 
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Secret
@@ -26,6 +29,11 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
 )
 
+
+class _NoConnectionError(Exception):
+    """A connection was lost before anything was written to it."""
+
+
 # Raised only before the first byte of a request is written. Whatever is not in
 # this table may have been executed.
 _NOT_SENT: Final = (
@@ -36,7 +44,11 @@ _NOT_SENT: Final = (
     aiohttp.InvalidURL,
     # A host name that cannot be looked up.
     UnicodeError,
+    _NoConnectionError,
 )
+
+# 1xx: the answer is still to come. 101 would be one.
+_INTERIM: Final = frozenset(range(100, 200)) - {101}
 
 
 class Answer(NamedTuple):
@@ -52,21 +64,51 @@ class Sending:
     How far one request has come, for whoever wants to leave it.
 
     Attributes:
+        resumable: Whether :meth:`Transport.send` may be cancelled and called again:
+            it goes on where it was. Otherwise its connection ends with it.
+
         connected: Whether it has a connection, so that it may have been sent.
 
         body: What its answer is read from, once that has begun.
     """
 
+    resumable: bool = False
     connected: bool = False
     body: aiohttp.StreamReader | None = None
+    # What the short road keeps between two calls.
+    connection: aiohttp.connector.Connection | None = None
+    status: int = 0
+    pieces: list[bytes] = attrs.field(factory=list)
+    length: int = 0
 
     def read(self) -> int:
         """Return how much of its answer has come, in bytes."""
         return 0 if self.body is None else self.body.total_bytes
 
+    def pause(self) -> None:
+        """Let somebody else read on; nobody waits for the answer at present."""
+        protocol = None if self.connection is None else self.connection.protocol
+        if protocol is not None:
+            # aiohttp does so for whoever is cancelled, not where he is closed.
+            protocol._waiter = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as said
+
+    def drop(self) -> None:
+        """Close its connection, if it still has one."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
 
 class _TooLargeError(Exception):
     """The answer is larger than ``max_answer``."""
+
+
+_Connect: TypeAlias = Callable[
+    [aiohttp.ClientRequest], Awaitable[aiohttp.connector.Connection]
+]
+
+# As aiohttp brings it: mocks and tracers put their own in its place.
+_REQUEST: Final = aiohttp.ClientSession._request  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -114,13 +156,26 @@ class Transport:
         init=False, factory=dict
     )
     _closed: bool = attrs.field(init=False, default=False)
+    # The short road: what a connection is asked for with, and the heads of requests
+    # but for the token, by path. None: the ordinary one.
+    _template: aiohttp.ClientRequest | None = attrs.field(init=False, default=None)
+    _heads: dict[str, bytes] = attrs.field(init=False, factory=dict)
+    _connect: _Connect = attrs.field(init=False)
+
+    def sending(self) -> Sending:
+        """Return the beginning of a request."""
+        if self._http is None and not self._closed:
+            self._open()
+        short = self._template is not None
+        return Sending(short and aiohttp.ClientSession._request is _REQUEST)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
 
     async def send(self, path: str, text: bytes, sending: Sending) -> Answer:
         """
         Send one request and read its whole answer, however long that takes.
 
-        Whoever cancels it looks at *sending* first: with a connection it may have
-        been executed.
+        Whoever cancels it looks at *sending* then: with a connection it may have
+        been executed. One that is resumable goes on when it is called again, with
+        the same arguments; or it is dropped.
 
         Args:
             path: Relative to ``/v4/``.
@@ -144,16 +199,18 @@ class Transport:
         if self._closed:
             msg = "the session is closed. Nothing was sent"
             raise ClosedError(msg)
-        task = asyncio.current_task()
-        self._without[task] = sending
         try:
-            return await self._post(path, text, sending)
+            if not sending.resumable:
+                return await self._post(path, text, sending)
+            if not sending.connected:
+                await self._write(path, text, sending)
+            return await self._receive(sending)
         except Exception as error:  # noqa: BLE001 - the token is in its frames, whatever it is
+            sending.drop()
             end: BaseException = self._translate(error, sending)
         except BaseException as error:  # noqa: BLE001 - a cancellation, or an interrupt
             end = type(error)(*error.args)
-        finally:
-            self._without.pop(task, None)
+            sending.pause()
         # Without the frames of the old.
         raise end
 
@@ -167,16 +224,70 @@ class Transport:
         """Blot the token out of *text*, which a service may have echoed."""
         return self._secret.scrub(text)
 
+    async def _write(self, path: str, text: bytes, sending: Sending) -> None:
+        """Get a connection and write the request, in one piece; it is buffered."""
+        template = self._template
+        assert template is not None  # noqa: S101 - else no sending is resumable
+        try:
+            connection = await self._connect(template)
+        except TimeoutError:
+            # As aiohttp's session names it.
+            raise aiohttp.ConnectionTimeoutError from None
+        protocol = connection.protocol
+        if protocol is None or protocol.transport is None:
+            # It was there, and has gone in the same turn.
+            connection.close()
+            raise _NoConnectionError
+        protocol.set_response_params(read_until_eof=True)
+        sending.connection, sending.connected = connection, True
+        head = self._heads.get(path) or self._head(path, template)
+        protocol.transport.write(
+            b"%bAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
+            # At the last moment, and in no variable of ours.
+            % (head, self._secret.reveal().encode(), len(text), text)
+        )
+
+    async def _receive(self, sending: Sending) -> Answer:
+        """Read the answer from where it was left; nothing is lost between."""
+        connection, limit = sending.connection, self._settings.max_answer
+        assert connection is not None  # noqa: S101 - as in the step before
+        body = sending.body
+        if body is None:
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101 - it is released below
+            message, body = await protocol.read()
+            while message.code in _INTERIM:
+                message, body = await protocol.read()
+            announced = message.headers.get("Content-Length")
+            if announced is not None and int(announced) > limit:
+                raise _TooLargeError
+            sending.status, sending.body = message.code, body
+        while not body.at_eof():
+            piece = await body.readany()
+            sending.pieces.append(piece)
+            sending.length += len(piece)
+            # It is known only at its end where it is chunked, or compressed.
+            if sending.length > limit:
+                raise _TooLargeError
+        sending.connection = None
+        connection.release()
+        return Answer(sending.status, b"".join(sending.pieces))
+
     async def _post(self, path: str, text: bytes, sending: Sending) -> Answer:
         http = self._http or self._open()
-        response = await http.post(
-            f"{self._base_url}/v4/{path}",
-            data=text,
-            # At the last moment, and in no variable of ours.
-            headers={"Authorization": f"Bearer {self._secret.reveal()}"},
-            allow_redirects=False,
-            proxy=self._settings.proxy,
-        )
+        task = asyncio.current_task()
+        self._without[task] = sending
+        try:
+            response = await http.post(
+                f"{self._base_url}/v4/{path}",
+                data=text,
+                # At the last moment, and in no variable of ours.
+                headers={"Authorization": f"Bearer {self._secret.reveal()}"},
+                allow_redirects=False,
+                proxy=self._settings.proxy,
+            )
+        finally:
+            self._without.pop(task, None)
         sending.body = response.content
         try:
             body = await self._read(response)
@@ -213,14 +324,36 @@ class Transport:
             local_addr=(local, 0) if local else None,
         )
         connector.without = self._without
-        self._http = aiohttp.ClientSession(
+        # `connect` costs nothing where a pooled connection is at hand.
+        timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout)
+        self._http = http = aiohttp.ClientSession(
             connector=connector,
             headers={"Accept": "application/json", "Content-Type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            # `connect` costs nothing where a pooled connection is at hand.
-            timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout),
+            timeout=timeout,
         )
-        return self._http
+        # Not by ours, which costs more: the short road knows what it gets.
+        connect = super(_Connector, connector).connect
+        self._connect = partial(connect, traces=[], timeout=timeout)
+        if settings.proxy is None and not http.trace_configs:
+            self._template = aiohttp.ClientRequest(
+                "POST",
+                URL(self._base_url),
+                headers=http.headers,
+                loop=asyncio.get_running_loop(),
+                session=http,
+            )
+        return http
+
+    def _head(self, path: str, template: aiohttp.ClientRequest) -> bytes:
+        """Return the head of a request as aiohttp would write it, without its end."""
+        target = URL(f"{self._base_url}/v4/{path}").raw_path_qs
+        lines = [f"POST {target} HTTP/1.1"]
+        for name, value in template.headers.items():
+            if name != aiohttp.hdrs.CONTENT_LENGTH:
+                lines.append(f"{name}: {value}")
+        head = self._heads[path] = "\r\n".join([*lines, ""]).encode()
+        return head
 
     def _translate(self, error: Exception, sending: Sending) -> AgentAPIError:
         # Its class and not its text, which may quote headers.

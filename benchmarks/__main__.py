@@ -1,52 +1,109 @@
 """
-A typed call beside bare aiohttp, and the calls/s that 50 permits give.
+A typed call beside what people would use instead, in one run.
 
-``python -m benchmarks`` prints the table that benchmarks/README.md shows. Single runs
-differ by some per cent, so the clients run in alternating blocks and ratios are taken
-block by block; what is printed is their median, with the range in brackets.
+``python -m benchmarks`` prints the tables that benchmarks/README.md shows and draws its
+picture, in some minutes; ``python -m benchmarks quick`` prints the first in one.
+
+Single runs differ by some per cent, so the clients run in alternating blocks of one
+process, ratios are taken block by block, and what is printed is their median, with the
+range in brackets. The load server is a process of its own, on the last processor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from asyncio import selector_events
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import aiohttp
 import attrs
-import msgspec
+import trustme
+import uvloop
 
-from aio_agentapi import LocalGate, SessionManager
 from aio_agentapi.sandbox import SandboxProcess
-from benchmarks.server import TOKEN, serving
+from benchmarks.clients import CLIENTS, LIMIT, Call
+from benchmarks.picture import draw
+from benchmarks.server import serving
 
-LIMIT = 50
+PICTURE = Path(__file__).with_name("speed.svg")
+BLOCKS, QUICK = 9, 3
+# Seconds that a block takes at most, by Little's law, where the service takes time.
+SECONDS = 2.0
+MEMORY_CALLS = 20_000
+# Bytes that asyncio reads at once, where it shall not cost a mapping of memory.
+SMALL_READ = 122_880
+OURS, BARE = "this library", "bare"
 
-BLOCKS = 9
-CALLS = 6_000
+Rows: TypeAlias = dict[str, list["Block"]]
 
-Call = Callable[[], Awaitable[object]]
+
+@attrs.frozen
+class Setting:
+    """Under what the clients are compared."""
+
+    loop: str
+    tls: bool
+    latency: float
+    names: tuple[str, ...]
+    # Whether asyncio's large receive buffer, which costs both the same, is made small.
+    small_read: bool = False
+
+    def __str__(self) -> str:
+        where = "TLS" if self.tls else "plain HTTP"
+        small = ", small receive buffer" if self.small_read else ""
+        return f"{self.latency * 1e3:.0f} ms, {where}, {self.loop}{small}"
+
+
+TWO = (BARE, OURS)
+ALL = tuple(CLIENTS)
+SETTINGS = (
+    Setting("asyncio", tls=False, latency=0.0, names=ALL),
+    Setting("asyncio", tls=False, latency=0.02, names=ALL),
+    Setting("asyncio", tls=False, latency=0.1, names=ALL),
+    Setting("uvloop", tls=False, latency=0.0, names=TWO),
+    Setting("uvloop", tls=False, latency=0.02, names=TWO),
+    Setting("uvloop", tls=False, latency=0.1, names=TWO),
+    Setting("asyncio", tls=True, latency=0.0, names=TWO),
+    Setting("uvloop", tls=True, latency=0.0, names=TWO),
+    Setting("asyncio", tls=False, latency=0.0, names=TWO, small_read=True),
+)
 
 
 @attrs.frozen
 class Block:
-    """What one block of calls took."""
+    """What one block of calls took: seconds, and seconds of the processor."""
 
+    calls: int
     wall: float
     cpu: float
-    calls: int
+    p50: float
     p99: float
+
+    @property
+    def rate(self) -> float:
+        """Calls a second."""
+        return self.calls / self.wall
+
+    @property
+    def each(self) -> float:
+        """Microseconds of the processor for a call."""
+        return self.cpu / self.calls * 1e6
 
 
 async def run(call: Call, calls: int) -> Block:
-    """Call so many times, in as many tasks as there are permits and some more."""
+    """Call so many times, as many at once as there are permits."""
     left = iter(range(calls))
     times: list[float] = []
 
@@ -59,132 +116,180 @@ async def run(call: Call, calls: int) -> Block:
     wall, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(work() for _ in range(LIMIT)))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Block(wall, cpu, calls, statistics.quantiles(times, n=100)[-1])
+    cuts = statistics.quantiles(times, n=100)
+    return Block(calls, wall, cpu, cuts[49], cuts[98])
+
+
+@contextmanager
+def certificate() -> Generator[tuple[str, str]]:
+    """Give the load server's certificate, and what trusts it."""
+    authority = trustme.CA()
+    with tempfile.TemporaryDirectory() as folder:
+        pem, trust = f"{folder}/server.pem", f"{folder}/trust.pem"
+        cert = authority.issue_cert("127.0.0.1")
+        cert.private_key_and_cert_chain_pem.write_to_path(pem)
+        authority.cert_pem.write_to_path(trust)
+        yield pem, trust
 
 
 @asynccontextmanager
-async def bare(base_url: str) -> AsyncGenerator[Call]:
-    """Aiohttp by hand: a pool of 50, a semaphore, the body decoded by msgspec."""
-    gate = asyncio.Semaphore(LIMIT)
-    headers = {
-        "Authorization": f"Bearer {TOKEN}",
-        "Accept": "application/json",
-        "Content-Type": "application/json",
-    }
-    url = f"{base_url}/v4/agent/info"
-    connector = aiohttp.TCPConnector(limit=LIMIT)
-    async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
-
-        async def call() -> object:
-            async with gate, http.post(url, data=b"{}") as response:
-                return msgspec.json.decode(await response.read())
-
-        yield call
+async def opened(setting: Setting) -> AsyncGenerator[dict[str, Call]]:
+    """Start the load server, and open the clients."""
+    async with AsyncExitStack() as stack:
+        pem, trust = stack.enter_context(certificate())
+        server = serving(setting.latency, 0.0, pem if setting.tls else "")
+        base_url = await stack.enter_async_context(server)
+        calls: dict[str, Call] = {}
+        for name in setting.names:
+            client = CLIENTS[name].open(base_url, trust if setting.tls else None)
+            calls[name] = await stack.enter_async_context(client)
+        yield calls
 
 
-@asynccontextmanager
-async def typed(base_url: str) -> AsyncGenerator[Call]:
-    """Use this library: gate, exact decimals, records, errors that say enough."""
-    async with SessionManager(base_url) as manager:
-        yield manager.session(TOKEN).agents.info
+async def compare(setting: Setting, blocks: int) -> Rows:
+    """Let the clients call in alternating blocks."""
+    if setting.small_read:
+        transport: Any = selector_events._SelectorTransport  # type: ignore[attr-defined]  # noqa: SLF001 - the point of it
+        transport.max_size = SMALL_READ
+    rows: Rows = {name: [] for name in setting.names}
+    async with opened(setting) as calls:
+        for name, call in calls.items():
+            await run(call, min(500, CLIENTS[name].calls))
+        for number in range(blocks):
+            # Each goes first as often as the others.
+            shift = number % len(setting.names)
+            for name in (*setting.names[shift:], *setting.names[:shift]):
+                count = CLIENTS[name].calls
+                if setting.latency:
+                    count = min(count, int(SECONDS * LIMIT / setting.latency))
+                rows[name].append(await run(calls[name], count))
+    return rows
 
 
-async def compare(latency: float, calls: int) -> None:
-    """Print what a typed call costs beside a bare one, block by block."""
-    async with (
-        serving(latency) as base_url,
-        bare(base_url) as ours_not,
-        typed(base_url) as ours,
-    ):
-        for call in (ours_not, ours):
-            await run(call, 500)
-        pairs: list[tuple[Block, Block]] = []
-        for number in range(BLOCKS):
-            # Each goes first as often as the other.
-            if number % 2:
-                first = await run(ours, calls)
-                pairs.append((await run(ours_not, calls), first))
-            else:
-                first = await run(ours_not, calls)
-                pairs.append((first, await run(ours, calls)))
-    label = f"{latency * 1000:.0f} ms service time"
-    row(
-        f"CPU of a call, typed / bare, {label}",
-        [b.cpu / a.cpu for a, b in pairs],
-        f"{us(pairs, 1)} and {us(pairs, 0)} us",
+async def memory(name: str) -> None:
+    """Call twenty thousand times, and print the most memory that took, in KiB."""
+    setting = Setting("asyncio", tls=False, latency=0.0, names=(name,))
+    async with opened(setting) as calls:
+        await run(calls[name], MEMORY_CALLS)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def child(*words: str) -> str:
+    """Run a part of this in a process of its own."""
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "benchmarks", *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    row(f"calls/s, typed / bare, {label}", [a.wall / b.wall for a, b in pairs])
-    row(f"p99 of a call, typed / bare, {label}", [b.p99 / a.p99 for a, b in pairs])
-    if latency:
-        bound = LIMIT / latency
-        for name, side in (("typed", 1), ("bare", 0)):
-            shares = [pair[side].calls / pair[side].wall / bound for pair in pairs]
-            row(f"calls/s, {name} / Little's bound of {bound:,.0f}, {label}", shares)
+    return done.stdout
 
 
-def us(pairs: list[tuple[Block, Block]], side: int) -> str:
-    """Return the median CPU microseconds of a call."""
-    each = [pair[side].cpu / pair[side].calls * 1e6 for pair in pairs]
-    return f"{statistics.median(each):.0f}"
+def middle(values: list[float], digits: int = 2) -> str:
+    """Return a median and its range as text."""
+    told = (statistics.median(values), min(values), max(values))
+    median, low, high = (f"{value:,.{digits}f}" for value in told)
+    return f"{median} ({low} to {high})"
 
 
-def row(name: str, values: list[float], note: str = "") -> None:
-    """Print a median and its range."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {note} |")
+def ratio(rows: Rows, name: str, of: str) -> list[float]:
+    """Return a figure of a client over bare's, block by block."""
+    pairs = zip(rows[name], rows[BARE], strict=True)
+    return [getattr(ours, of) / getattr(bare, of) for ours, bare in pairs]
 
 
-async def gate() -> None:
-    """Print what a permit costs when nobody else wants one."""
-    count = 100_000
-    ours, plain = LocalGate(limit=LIMIT), asyncio.Semaphore(LIMIT)
-    ratios: list[float] = []
-    took: list[float] = []
-    for _ in range(BLOCKS):
-        began = time.perf_counter()
-        for _ in range(count):
-            await ours.acquire("interactive")
-            ours.release("interactive", 0.02)
-        middle = time.perf_counter()
-        for _ in range(count):
-            await plain.acquire()
-            plain.release()
-        end = time.perf_counter()
-        ratios.append((middle - began) / (end - middle))
-        took.append((middle - began) / count * 1e6)
-    note = f"{statistics.median(took):.2f} us"
-    row("a permit that is free, gate / asyncio.Semaphore", ratios, note)
+def table(setting: Setting, rows: Rows) -> None:
+    """Print what one setting has shown."""
+    bound = LIMIT / setting.latency if setting.latency else 0.0
+    little = f"of the bound of {bound:,.0f}/s | " if bound else ""
+    print(f"\n**{setting}**\n")
+    print(
+        f"| client | us of a call | over bare | calls/s | over bare | {little}"
+        "p50, ms | p99, ms | p99 over bare |"
+    )
+    print("| --- " * (9 if bound else 8) + "|")
+    for name, blocks in rows.items():
+        cells = [
+            name,
+            f"{statistics.median(b.each for b in blocks):,.0f}",
+            middle(ratio(rows, name, "each")),
+            f"{statistics.median(b.rate for b in blocks):,.0f}",
+            middle(ratio(rows, name, "rate")),
+        ]
+        if bound:
+            cells.append(middle([b.rate / bound for b in blocks], 3))
+        cells += [
+            f"{statistics.median(b.p50 for b in blocks) * 1e3:.1f}",
+            f"{statistics.median(b.p99 for b in blocks) * 1e3:.1f}",
+            middle(ratio(rows, name, "p99")),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
-async def start() -> None:
-    """Print how long the stand-in takes to start, beside Python itself."""
-    ratios: list[float] = []
-    took: list[float] = []
+async def start() -> list[tuple[float, float]]:
+    """Return the seconds of the stand-in's start, and of Python's with aiohttp."""
+    pairs: list[tuple[float, float]] = []
     for _ in range(5):
         began = time.perf_counter()
         async with SandboxProcess():
-            middle = time.perf_counter()
-        bare_start = time.perf_counter()
+            between = time.perf_counter()
+        again = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import aiohttp.web"], check=True)  # noqa: ASYNC221 - timed alone
-        ratios.append((middle - began) / (time.perf_counter() - bare_start))
-        took.append(middle - began)
-    note = f"{statistics.median(took):.2f} s"
-    row("start of the stand-in / start of Python with aiohttp", ratios, note)
+        pairs.append((between - began, time.perf_counter() - again))
+    return pairs
 
 
-async def main() -> None:
-    """Print the whole table."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    names = ("aiohttp", "attrs", "cattrs", "msgspec")
-    print(f"Python {platform.python_version()}, {os.cpu_count()} processors, asyncio;")
-    print(", ".join(f"{name} {version(name)}" for name in names))
-    print("\n| what | median (range) | |\n| --- | --- | --- |")
-    await compare(0.0, CALLS)
-    await compare(0.02, CALLS)
-    await gate()
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    await start()
+def processor() -> str:
+    """Return the processor's name."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def main(*, quick: bool) -> None:
+    """Print the tables, and draw the picture."""
+    names = ("aiohttp", "attrs", "cattrs", "msgspec", "uvloop", "httpx", "niquests")
+    print(f"Python {platform.python_version()}, {os.cpu_count()} x {processor()};")
+    print(", ".join(f"{name} {version(name)}" for name in names) + ".")
+    shown: list[tuple[str, Rows]] = []
+    for number, setting in enumerate(SETTINGS[:2] if quick else SETTINGS):
+        told = child("compare", str(number), str(QUICK if quick else BLOCKS))
+        rows: Rows = {
+            name: [Block(**block) for block in blocks]
+            for name, blocks in json.loads(told).items()
+        }
+        table(setting, rows)
+        shown.append((str(setting), rows))
+    if quick:
+        return
+    peaks = [(int(child("memory", OURS)), int(child("memory", BARE))) for _ in range(3)]
+    over = middle([ours / bare for ours, bare in peaks])
+    print(f"\nPeak memory of {MEMORY_CALLS:,} calls over bare: {over}; ", end="")
+    print(f"{statistics.median(ours for ours, _ in peaks) / 1024:.1f} MiB.")
+    starts = asyncio.run(start())
+    over = middle([ours / bare for ours, bare in starts])
+    print(f"Start of the stand-in over `import aiohttp.web`: {over}.")
+    figures = [
+        (label, {name: [b.each for b in blocks] for name, blocks in rows.items()})
+        for label, rows in shown[:1]
+    ]
+    PICTURE.write_text(draw("Processor time of a call", "us", *figures[0]))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    match sys.argv[1:]:
+        case ["compare", number, blocks]:
+            chosen = SETTINGS[int(number)]
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            runner = uvloop.run if chosen.loop == "uvloop" else asyncio.run
+            found = runner(compare(chosen, int(blocks)))
+            print(
+                json.dumps(
+                    {n: [attrs.asdict(b) for b in bs] for n, bs in found.items()}
+                )
+            )
+        case ["memory", which]:
+            asyncio.run(memory(which))
+        case words:
+            main(quick="quick" in words)

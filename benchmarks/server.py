@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -84,26 +85,35 @@ class Service(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def serving(latency: float, jitter: float = 0.0) -> AsyncGenerator[str]:
-    """Start the load server in a process of its own."""
+async def serving(
+    latency: float, jitter: float = 0.0, pem: str = ""
+) -> AsyncGenerator[str]:
+    """Start the load server in a process of its own; with a certificate, over TLS."""
     process = subprocess.Popen(  # noqa: ASYNC220, S603 - before anything is timed
-        [sys.executable, "-m", "benchmarks.server", str(latency), str(jitter)],
+        [sys.executable, "-m", "benchmarks.server", str(latency), str(jitter), pem],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None  # noqa: S101 - a pipe, as asked for
     assert process.stdin is not None  # noqa: S101 - as above
     try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        scheme = "https" if pem else "http"
+        yield f"{scheme}://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.stdin.close()
         process.wait()
 
 
-async def main(latency: float, jitter: float) -> None:
+async def main(latency: float, jitter: float, pem: str) -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Service(latency, jitter), "127.0.0.1", 0)
+    context = None
+    if pem:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pem)
+    server = await loop.create_server(
+        lambda: Service(latency, jitter), "127.0.0.1", 0, ssl=context
+    )
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await loop.run_in_executor(None, sys.stdin.buffer.read)
@@ -114,4 +124,4 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import uvloop
 
-    uvloop.run(main(float(sys.argv[1]), float(sys.argv[2])))
+    uvloop.run(main(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]))

@@ -438,23 +438,34 @@ async def test_a_feed_is_not_read_while_a_left_reading_runs(
         assert shop.gate.statistics().late_answers == 1
 
 
-def test_a_call_that_is_closed_after_its_loop() -> None:
-    """It leaves its exchange, which the closing cuts, and the account is whole."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_call_that_is_closed_after_its_loop(*, late: bool) -> None:
+    """It leaves its exchange, which is read or cut, and the account is whole."""
     with asyncio.Runner() as runner:
 
         async def begin() -> tuple[SandboxProcess, SessionManager, Any]:
             box = await SandboxProcess(Switches(latency=0.3)).__aenter__()
             manager = SessionManager(box.base_url, settings=Settings(drain=0.0))
             asking = manager.session(box.tokens["operator"]).agents.info()
-            asking.send(None)
+            task = asyncio.get_running_loop().create_task(asking)
             while not (await box.gauge("operator")).in_flight:
                 await asyncio.sleep(0.01)
-            return box, manager, asking
+            return box, manager, task
 
-        box, manager, asking = runner.run(begin())
+        async def end() -> None:
+            if late:
+                await asyncio.sleep(0.5)
+            await manager.aclose()
+            task.cancel()
+            # Its coroutine is over.
+            with pytest.raises((RuntimeError, asyncio.CancelledError)):
+                await task
+
+        box, manager, task = runner.run(begin())
         gate = manager.session(box.tokens["operator"]).gate
-        asking.close()
+        task.get_coro().close()
         assert gate.statistics().detached == 1
-        runner.run(manager.aclose())
+        runner.run(end())
+        assert gate.statistics().late_answers == late
         assert (gate.statistics().in_use, gate.statistics().detached) == (0, 0)
         runner.run(box.__aexit__())

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+from yarl import URL
 
 from aio_agentapi import (
     Intent,
@@ -26,7 +27,7 @@ from aio_agentapi import (
 )
 from aio_agentapi._journal import Cursor, Store
 from aio_agentapi._settle import Settler
-from aio_agentapi._transport import Transport
+from aio_agentapi._transport import Answer, Sending, Transport
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
@@ -210,7 +211,8 @@ async def test_no_connection_is_not_sent() -> None:
     """As often as it is tried."""
     async with scene(attempts=2) as here:
         transport = here.session._channel._transport
-        transport._base_url = "http://127.0.0.1:9"
+        assert transport._template is not None
+        transport._template.url = URL("http://127.0.0.1:9")
         with pytest.raises(NotSentError) as caught:
             await here.session.wallets.deposit(here.user, 5)
         assert (await here.intent(caught.value.intent)).phase is Phase.NOT_SENT
@@ -840,13 +842,14 @@ async def test_an_answer_in_between_is_not_overwritten(
         await here.lose(wallets.deposit(here.user, 5), "drop_before")
         here.box.faults.delay(0.0, "wallet/deposit")
         release = asyncio.Event()
-        send, write = Transport.send, Settler._write
+        receive, write = Transport._receive, Settler._write
+        first: list[Sending] = []
 
-        async def held(self: Transport, path: str, *args: Any) -> Any:
-            answer = await send(self, path, *args)
-            if path == "wallet/deposit":
+        async def held(self: Transport, sending: Sending) -> Answer:
+            if sending in (first or [sending]):
+                first[:] = [sending]
                 await release.wait()
-            return answer
+            return await receive(self, sending)
 
         async def slow(self: Settler, *args: Any) -> bool:
             # The late answer comes just now.
@@ -855,7 +858,7 @@ async def test_an_answer_in_between_is_not_overwritten(
             await asyncio.sleep(0)
             return await write(self, *args)
 
-        monkeypatch.setattr(Transport, "send", held)
+        monkeypatch.setattr(Transport, "_receive", held)
         with pytest.raises(OutcomeUnknownError):
             await wallets.deposit(here.user, 5)
         monkeypatch.setattr(Settler, "_write", slow)

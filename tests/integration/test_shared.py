@@ -97,7 +97,9 @@ async def test_the_command_line_shows_who_holds_what(
     async with SandboxProcess() as box:
         token = box.tokens["operator"]
         env = {"AGENTAPI_BASE_URL": box.base_url, "AGENTAPI_TOKEN": token}
-        gates = RedisGate.factory(store.url)
+        # A permit that is not used goes back after two heartbeats.
+        gates = RedisGate.factory(store.url, lease=90, heartbeat=30)
+        await store.age(token)
         async with SessionManager(box.base_url, gate=gates) as manager:
             await manager.session(token).agents.info()
             code, out, err = await agentapi("gate", **env, AGENTAPI_REDIS_URL=store.url)

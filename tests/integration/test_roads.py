@@ -1,0 +1,253 @@
+"""What a transport sends and reads, on its short road and on aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+
+from aio_agentapi import Secret, Settings
+from aio_agentapi._transport import Answer, Sending, Transport
+from aio_agentapi.errors import DecodeError, OutcomeUnknownError
+from tests.conftest import TOKEN
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@attrs.define
+class Server:
+    """A server that answers with given bytes, and keeps what it was sent."""
+
+    base_url: str = ""
+    pieces: list[bytes] = attrs.field(factory=list)
+    requests: list[bytes] = attrs.field(factory=list)
+    connections: int = 0
+    # Between two pieces of an answer, and after all of them.
+    pause: float = 0.0
+    hang_up: bool = False
+
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer one request after the other."""
+        self.connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length:")[2].split()[0])
+                self.requests.append(head + await reader.readexactly(length))
+                for piece in self.pieces:
+                    writer.write(piece)
+                    await asyncio.sleep(self.pause)
+                if self.hang_up:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def served(*pieces: bytes, **more: Any) -> AsyncGenerator[Server]:
+    """Run a server."""
+    server = Server(pieces=[*pieces], **more)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    server.base_url = f"http://127.0.0.1:{port}/api"
+    async with listening:
+        yield server
+
+
+@asynccontextmanager
+async def sender(server: Server, **settings: Any) -> AsyncGenerator[Transport]:
+    """Open a transport."""
+    transport = Transport(server.base_url, Secret(TOKEN), Settings(**settings))
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+async def send(transport: Transport, text: bytes = b"{}") -> Answer:
+    """Send a request."""
+    return await transport.send("agent/info", text, transport.sending())
+
+
+@pytest.fixture(params=["short", "ordinary"])
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the road, as mocks and tracers do."""
+    name: str = request.param
+    if name == "ordinary":
+        before = aiohttp.ClientSession._request
+
+        async def traced(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
+            return await before(self, *args, **kwargs)
+
+        monkeypatch.setattr(aiohttp.ClientSession, "_request", traced)
+    return name
+
+
+async def test_both_roads_send_the_same() -> None:
+    """One request to the byte, but for the order of the lines."""
+    sent: list[tuple[bytes, set[bytes], bytes]] = []
+    async with served(OK) as server, sender(server) as transport:
+        assert transport.sending().resumable
+        for resumable in (True, False):
+            text = '{"name":"ä"}'.encode()
+            await transport.send("agent/info", text, Sending(resumable))
+            head, _, body = server.requests[-1].partition(b"\r\n\r\n")
+            first, *lines = head.split(b"\r\n")
+            sent.append((first, set(lines), body))
+        assert server.connections == 1
+    assert sent[0] == sent[1]
+    assert sent[0][0] == b"POST /api/v4/agent/info HTTP/1.1"
+    assert f"Authorization: Bearer {TOKEN}".encode() in sent[0][1]
+
+
+async def test_a_tracer_has_the_ordinary_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches aiohttp sees the calls of this library as well."""
+    seen: list[str] = []
+    trace = aiohttp.TraceConfig()
+
+    async def begun(
+        _: aiohttp.ClientSession, __: object, told: aiohttp.TraceRequestStartParams
+    ) -> None:
+        seen.append(told.method)
+
+    trace.on_request_start.append(begun)
+    made = aiohttp.ClientSession.__init__
+
+    def instrumented(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, trace_configs=[trace], **kwargs)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", instrumented)
+    async with served(OK) as server, sender(server) as transport:
+        assert await send(transport) == (200, b"{}")
+    assert seen == ["POST"]
+
+
+FORMS = {
+    "in one piece": (OK,),
+    "byte by byte": tuple(bytes([byte]) for byte in OK),
+    "hints first": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", OK),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        b"1\r\n}\r\n0\r\n\r\n",
+    ),
+    "compressed": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: "
+        + str(len(gzip.compress(b"{}"))).encode()
+        + b"\r\n\r\n"
+        + gzip.compress(b"{}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("pieces", FORMS.values(), ids=FORMS)
+async def test_an_answer_of_any_form(road: str, pieces: tuple[bytes, ...]) -> None:
+    """Its whole body, and the connection serves the next request."""
+    async with served(*pieces, pause=0.001) as server, sender(server) as transport:
+        for _ in range(3):
+            assert await send(transport) == (200, b"{}")
+        assert transport.sending().resumable == (road == "short")
+        assert server.connections == 1
+
+
+async def test_an_answer_that_ends_with_its_connection(road: str) -> None:
+    """Without a length: to the end, and the next one has a new connection."""
+    text = b"HTTP/1.0 200 OK\r\n\r\n{}"
+    async with served(text, hang_up=True) as server, sender(server) as transport:
+        for _ in range(2):
+            assert await send(transport) == (200, b"{}")
+        assert server.connections == 2, road
+
+
+@pytest.mark.parametrize("text", [b"HTTP/1.1 204 No Content\r\n\r\n"])
+async def test_an_answer_without_a_body(road: str, text: bytes) -> None:
+    """It has an end."""
+    async with served(text) as server, sender(server) as transport:
+        assert await send(transport) == (204, b"")
+        assert await send(transport) == (204, b""), road
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n" + b"x" * 11,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n%b\r\n0\r\n\r\n"
+        % (b"x" * 11),
+    ],
+    ids=["announced", "chunked"],
+)
+async def test_an_answer_that_is_too_large(road: str, text: bytes) -> None:
+    """It is not read to its end; the connection serves the next one or is closed."""
+    async with served(text) as server, sender(server, max_answer=10) as transport:
+        for count in (1, 2):
+            with pytest.raises(DecodeError, match="max_answer"):
+                await send(transport)
+            assert server.connections <= count, road
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        b"no HTTP at all\r\n\r\n",
+    ],
+    ids=["nothing", "half a head", "half a body", "no HTTP"],
+)
+async def test_an_answer_that_is_cut(road: str, text: bytes) -> None:
+    """It may have happened, and the connection is gone."""
+    async with served(text, hang_up=True) as server, sender(server) as transport:
+        for count in (1, 2):
+            with pytest.raises(OutcomeUnknownError):
+                await send(transport)
+            assert server.connections == count, road
+
+
+async def test_a_sending_goes_on_where_it_was() -> None:
+    """Cancelled at any byte of its answer, it is not sent again and loses none."""
+    pieces = [bytes([byte]) for byte in OK]
+    async with served(*pieces, pause=0.0005) as server, sender(server) as transport:
+        for patience in range(1, 30, 3):
+            sending, cancelled = transport.sending(), 0
+            while True:
+                task = asyncio.ensure_future(
+                    transport.send("agent/info", b"{}", sending)
+                )
+                done, _ = await asyncio.wait([task], timeout=patience / 1000)
+                if done:
+                    break
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                cancelled += sending.connected
+            assert await task == (200, b"{}")
+            assert len(server.requests) == 1
+            server.requests.clear()
+        assert server.connections == 1
+
+
+async def test_what_is_dropped_ends_its_connection() -> None:
+    """The next sending has another one."""
+    async with served(OK, pause=0.01) as server, sender(server) as transport:
+        sending = transport.sending()
+        server.pieces = []
+        task = asyncio.ensure_future(transport.send("agent/info", b"{}", sending))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+        sending.drop()
+        sending.drop()
+        server.pieces = [OK]
+        assert await send(transport) == (200, b"{}")
+        assert server.connections == 2
