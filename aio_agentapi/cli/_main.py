@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ from aio_agentapi.cli import (
     _payments,
     _points,
     _sandbox,
+    _shell,
     _users,
 )
 from aio_agentapi.cli._command import EXIT_CODES, keep_account
@@ -26,7 +26,14 @@ from aio_agentapi.cli._command import EXIT_CODES, keep_account
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
 )
-@click.version_option(version("aio-agentapi"), prog_name="agentapi")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_shell.tell_versions,
+    help="Show the versions of agentapi and of what it stands on, and exit.",
+)
 @click.option(
     "--account",
     envvar="AGENTAPI_ACCOUNT",
@@ -68,3 +75,4 @@ main.add_command(_users.transactions)
 main.add_command(_games.games)
 main.add_command(_gate.gate)
 main.add_command(_call.call)
+main.add_command(_shell.completion)
