@@ -10,9 +10,10 @@ from aio_agentapi.sandbox._box import Sandbox, SandboxProcess
 from aio_agentapi.sandbox._clock import Clock, ManualClock, SystemClock
 from aio_agentapi.sandbox._document import document
 from aio_agentapi.sandbox._faults import Fault, Faults
-from aio_agentapi.sandbox._records import Account
+from aio_agentapi.sandbox._records import Account, User
 from aio_agentapi.sandbox._service import Gauge
 from aio_agentapi.sandbox._switches import Switches
+from aio_agentapi.sandbox._thread import SandboxThread
 
 __all__ = [
     "Account",
@@ -23,7 +24,9 @@ __all__ = [
     "ManualClock",
     "Sandbox",
     "SandboxProcess",
+    "SandboxThread",
     "Switches",
     "SystemClock",
+    "User",
     "document",
 ]

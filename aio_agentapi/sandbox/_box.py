@@ -24,7 +24,7 @@ from aio_agentapi.sandbox._endpoints import Deployment
 from aio_agentapi.sandbox._faults import Fault, Faults
 from aio_agentapi.sandbox._ledger import Ledger
 from aio_agentapi.sandbox._members import ADDRESSES, NAME
-from aio_agentapi.sandbox._records import NAMES, Account, Move, RefusedCall
+from aio_agentapi.sandbox._records import NAMES, Account, Move, RefusedCall, User
 from aio_agentapi.sandbox._service import Gauge, Service
 from aio_agentapi.sandbox._switches import Switches
 
@@ -110,6 +110,11 @@ class Sandbox:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def clock(self) -> Clock:
+        """What time it is for the service."""
+        return self._service.deployment.clock
+
+    @property
     def faults(self) -> Faults:
         """What goes wrong."""
         return self._service.faults
@@ -148,6 +153,10 @@ class Sandbox:
     def token(self, name: str) -> str:
         """Return the token of the account of that name."""
         return self.account(name).token
+
+    def users(self, name: str) -> list[User]:
+        """Return the users of the agent of that name, as they were created."""
+        return self._service.deployment.ledger.users(self.account(name))
 
     def gauge(self, name: str) -> Gauge:
         """Return the live gauge of the account of that name."""

@@ -91,9 +91,15 @@ class Faults:
 
     Args:
         seed: Of the dice for faults that hit a share of the calls.
+
+    Attributes:
+        aliases: Other names that a path may be given by.
     """
 
     seed: int = 0
+    aliases: dict[str, str] = attrs.field(
+        init=False, factory=dict[str, str], repr=False
+    )
     _on: list[Fault] = attrs.field(init=False, factory=list)
     _dice: random.Random = attrs.field(init=False)
 
@@ -105,6 +111,8 @@ class Faults:
         if fault.kind not in KINDS:
             msg = f"there is no fault {fault.kind!r}; there are {', '.join(KINDS)}"
             raise ValueError(msg)
+        if fault.path in self.aliases:
+            fault = attrs.evolve(fault, path=self.aliases[fault.path])
         if fault.path is not None and fault.path not in ROUTES:
             msg = f"there is no path {fault.path!r}"
             raise ValueError(msg)

@@ -344,6 +344,11 @@ class Ledger:
             raise RefusedCall(FORBIDDEN)
         return user
 
+    def users(self, agent: Account) -> list[User]:
+        """Return the users of an agent, as they were created."""
+        rows = self.sql.execute(f"{USERS} WHERE agent = ? ORDER BY code", (agent.code,))
+        return [read_user(row) for row in rows]
+
     def deposit(self, caller: Account, code: int, amount: int) -> User:
         """Move points of the caller to a user's balance."""
         with self.all_or_nothing():
