@@ -63,8 +63,9 @@ def test_the_import_is_lean() -> None:
     """Importing the library loads neither the stand-in, the CLI nor their packages."""
     code = (
         "import sys, aio_agentapi\n"
-        "heavy = {'click', 'rich', 'redis', 'platformdirs',"
-        " 'aiohttp.web', 'aio_agentapi.sandbox', 'aio_agentapi.cli'}\n"
+        "heavy = {'click', 'rich', 'redis', 'platformdirs', 'pytest',"
+        " 'aiohttp.web', 'aio_agentapi.sandbox', 'aio_agentapi.cli',"
+        " 'aio_agentapi.testing'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     # Where coverage is measured it loads things of its own.
@@ -94,7 +95,8 @@ def test_every_module_keeps_the_rules_of_the_house() -> None:
 def public_callables() -> list[tuple[str, Any]]:
     """Return every public function and method of the library, with its name."""
     found: list[tuple[str, Any]] = []
-    for module in (aio_agentapi, importlib.import_module("aio_agentapi.sandbox")):
+    for home in ("aio_agentapi", "aio_agentapi.sandbox", "aio_agentapi.testing"):
+        module = importlib.import_module(home)
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isfunction(value):

@@ -13,7 +13,7 @@ from typing import get_args
 import attrs
 import pytest
 
-from aio_agentapi import GateStatistics, LocalGate, Phase, Settings, errors
+from aio_agentapi import GateStatistics, LocalGate, Phase, Settings, errors, testing
 from aio_agentapi._settings import PATHS
 from aio_agentapi._types import Lane
 from aio_agentapi._wire import CODES
@@ -233,6 +233,13 @@ def test_the_settings_of_the_stand_in_are_told() -> None:
     names = [field.name for field in attrs.fields(Switches)]
     for name in [*names, *get_args(Kind)]:
         assert re.search(rf"`{name}\b", page), name
+
+
+def test_the_fixtures_are_told() -> None:
+    """Whatever tests may use is on the page of testing."""
+    page = (ROOT / "docs" / "testing.md").read_text()
+    for name in testing.__all__:
+        assert f"`{name}`" in page, name
 
 
 def test_the_start_page_and_the_readme_have_every_call() -> None:
