@@ -128,6 +128,25 @@ async def test_faults_take_paths_as_well_and_know_what_there_is(
         agentapi_faults.drop_after("wallets.give")
 
 
+class TestFaultsEnd:
+    """Also where all tests have the same stand-in."""
+
+    @pytest.fixture
+    def agentapi_sandbox(self, agentapi_run_sandbox: Sandbox) -> Sandbox:
+        """Share the one of the run."""
+        return agentapi_run_sandbox
+
+    @pytest.mark.parametrize("turn", [1, 2])
+    async def test_with_the_test(
+        self, agentapi: SessionManager, agentapi_faults: Faults, turn: int
+    ) -> None:
+        """Whichever comes second, the fault of the first is gone."""
+        del turn
+        shop = agentapi.session("shop_2")
+        assert await shop.points.balance() == 1000
+        agentapi_faults.code(1010)
+
+
 async def test_the_clock_stands_still_until_it_is_moved(
     agentapi: SessionManager,
     agentapi_faults: Faults,
