@@ -32,17 +32,23 @@ from aio_agentapi.sandbox import Sandbox, Switches, document
     "--db", type=click.Path(path_type=Path), help="Keep the state in this file."
 )
 @click.option(
+    "--login",
+    is_flag=True,
+    help="Let its pages ask for an account and its token, and show what is below it.",
+)
+@click.option(
     "--openapi", is_flag=True, help="Write the OpenAPI document, and do nothing else."
 )
 @runs
 async def sandbox(
-    port: int, limit: int, latency: float, db: Path | None, openapi: bool
+    port: int, limit: int, latency: float, db: Path | None, login: bool, openapi: bool
 ) -> None:
     """
     Run a stand-in for the service, with a small hierarchy ready to use.
 
     It answers on this machine only, until it is interrupted. The tokens that it
-    prints are its own, and worth nothing elsewhere.
+    prints are its own, and worth nothing elsewhere. Its address, opened in a browser,
+    shows its back office.
     """
     if openapi:
         click.echo(json.dumps(document(), indent=2))
@@ -55,7 +61,8 @@ async def sandbox(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     try:
-        box = Sandbox(Switches(limit=limit, latency=latency), db=db, port=port)
+        switches = Switches(limit=limit, latency=latency)
+        box = Sandbox(switches, db=db, port=port, login=login)
         await box.__aenter__()
     except (OSError, sqlite3.Error) as error:
         msg = f"the stand-in cannot start: {error}"
@@ -68,6 +75,7 @@ async def sandbox(
                 f"{mark} AGENTAPI_TOKEN={account.token}"
                 f"  # {account.role} {account.name}, agent_code {account.code}"
             )
+        click.echo(f"# The back office: {box.base_url}/")
         click.echo("# Ctrl-C ends it", err=True)
         await stop.wait()
     finally:

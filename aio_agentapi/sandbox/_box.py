@@ -24,6 +24,7 @@ from aio_agentapi.sandbox._endpoints import Deployment
 from aio_agentapi.sandbox._faults import Fault, Faults
 from aio_agentapi.sandbox._ledger import Ledger
 from aio_agentapi.sandbox._members import ADDRESSES, NAME
+from aio_agentapi.sandbox._office import Office
 from aio_agentapi.sandbox._records import NAMES, Account, Move, RefusedCall, User
 from aio_agentapi.sandbox._service import Gauge, Service
 from aio_agentapi.sandbox._switches import Switches
@@ -58,6 +59,8 @@ class Sandbox:
         clock: What time it is for the service. None: the machine's clock.
 
         seed: Of the dice of latency and faults.
+
+        login: Whether its back office, the pages at its address, asks who it is.
     """
 
     _switches: Switches | None = attrs.field(alias="switches", default=None)
@@ -70,6 +73,7 @@ class Sandbox:
     _port: int = attrs.field(alias="port", default=0, kw_only=True)
     _clock: Clock | None = attrs.field(alias="clock", default=None, kw_only=True)
     _seed: int = attrs.field(alias="seed", default=0, kw_only=True)
+    _login: bool = attrs.field(alias="login", default=False, kw_only=True)
     _service: Service = attrs.field(init=False)
     _runner: web.AppRunner | None = attrs.field(init=False, default=None)
 
@@ -77,7 +81,6 @@ class Sandbox:
         clock = self._clock or SystemClock()
         switches = self._switches or Switches()
         ledger = Ledger(clock, self._db)
-        ledger.row_delay = switches.row_delay
         self._service = Service(Deployment(ledger, clock, switches), Faults(self._seed))
         if not ledger.accounts():
             self._furnish()
@@ -89,8 +92,11 @@ class Sandbox:
         # A look at the link does not use it up.
         app.router.add_get("/play/{key}", self._enter, allow_head=False)
         app.router.add_get("/rounds/{number}", self._show_round)
-        app.router.add_get("/sandbox/{what}", self._tell)
-        app.router.add_post("/sandbox/{what}", self._set)
+        if not self._login:
+            # They do what a login is to keep from others.
+            app.router.add_get("/sandbox/{what}", self._tell)
+            app.router.add_post("/sandbox/{what}", self._set)
+        Office(self._service, self._login).join(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=1024)
@@ -126,8 +132,7 @@ class Sandbox:
 
     @switches.setter
     def switches(self, switches: Switches) -> None:
-        self._service.deployment.switches = switches
-        self._service.deployment.ledger.row_delay = switches.row_delay
+        self._service.deployment.switch(switches)
 
     @property
     def executed(self) -> Mapping[str, int]:
@@ -312,6 +317,7 @@ class Sandbox:
     # For a stand-in in another process: what the methods above do, over HTTP.
 
     async def _tell(self, request: web.Request) -> web.Response:
+        Office.check_host(request)
         what = request.match_info["what"]
         if what == "gauge":
             try:
@@ -326,6 +332,7 @@ class Sandbox:
         raise web.HTTPNotFound
 
     async def _set(self, request: web.Request) -> web.Response:
+        Office.check_host(request)
         # A page in a browser cannot send this type across origins unasked.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType

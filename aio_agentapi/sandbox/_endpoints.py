@@ -25,7 +25,7 @@ class Deployment:
 
         clock: Tells the time.
 
-        switches: How it behaves; may be changed at any time.
+        switches: How it behaves, until :meth:`switch`.
     """
 
     ledger: Ledger
@@ -41,6 +41,12 @@ class Deployment:
 
     def __attrs_post_init__(self) -> None:
         self.arcade = Arcade(self.ledger)
+        self.switch(self.switches)
+
+    def switch(self, switches: Switches) -> None:
+        """Behave as another deployment from now on."""
+        self.switches = switches
+        self.ledger.row_delay = switches.row_delay
 
     @property
     def forms(self) -> Forms:

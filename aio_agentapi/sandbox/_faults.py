@@ -106,6 +106,11 @@ class Faults:
     def __attrs_post_init__(self) -> None:
         self._dice = random.Random(self.seed)  # noqa: S311 - repeatable, not secret
 
+    @property
+    def on(self) -> tuple[Fault, ...]:
+        """The faults that are on, in the order in which they are looked at."""
+        return tuple(self._on)
+
     def add(self, fault: Fault) -> None:
         """Turn a fault on."""
         if fault.kind not in KINDS:

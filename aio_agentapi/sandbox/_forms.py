@@ -24,8 +24,7 @@ class Forms:
 
     def money(self, units: int) -> object:
         """Write an amount of ten-thousandths in major units."""
-        whole, rest = divmod(abs(units), _UNIT)
-        text = f"{'-' if units < 0 else ''}{whole}.{rest:04}"
+        text = digits(units)
         if self._switches.short_money:
             text = text.rstrip("0").rstrip(".")
         return text if self._switches.quoted_money else msgspec.Raw(text.encode())
@@ -75,15 +74,12 @@ class Forms:
 
     def point_move(self, move: Move, caller: Account) -> Body:
         """Write a PointMove, with the points of the caller after it."""
-        after = move.target_after
-        if move.source == caller.code and move.source_after is not None:
-            after = move.source_after
         return {
             "move_id": move.id,
             "from_code": move.source,
             "to_code": move.target,
             "amount": self.money(move.amount),
-            "balance": self.money(after),
+            "balance": self.money(move.after(caller.code)),
             "reference": move.reference,
             "created_at": iso(move.created),
         }
@@ -91,6 +87,12 @@ class Forms:
     def moved(self, user: User, amount: int) -> Body:
         """Write what a payment moved."""
         return {"balance": self.money(user.balance), "amount": self.money(amount)}
+
+
+def digits(units: int) -> str:
+    """Write an amount of ten-thousandths in major units, with all four decimals."""
+    whole, rest = divmod(abs(units), _UNIT)
+    return f"{'-' if units < 0 else ''}{whole}.{rest:04}"
 
 
 def page(rows: list[Body], total: int, offset: int) -> Body:

@@ -50,7 +50,7 @@ from aio_agentapi.sandbox._records import (
 )
 
 # The feed forgets after two days.
-_KEPT: Final = timedelta(days=2)
+KEPT: Final = timedelta(days=2)
 
 
 @attrs.define(eq=False)
@@ -411,7 +411,7 @@ class Ledger:
         rows = self.sql.execute(
             f"{ROWS} WHERE agent = ? AND id > ? AND visible <= ? AND at >= ?"
             " ORDER BY id LIMIT ?",
-            (caller.code, last_id, stamp(now), stamp(now - _KEPT), limit),
+            (caller.code, last_id, stamp(now), stamp(now - KEPT), limit),
         )
         return [read_row(row) for row in rows]
 
@@ -423,7 +423,7 @@ class Ledger:
         rows = self.sql.execute(
             f"{ROWS} WHERE agent = ? AND at >= ? AND at <= ? AND visible <= ?"
             " ORDER BY id",
-            (caller.code, stamp(max(start, now - _KEPT)), stamp(end), stamp(now)),
+            (caller.code, stamp(max(start, now - KEPT)), stamp(end), stamp(now)),
         )
         return [read_row(row) for row in rows]
 

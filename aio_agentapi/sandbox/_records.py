@@ -156,6 +156,12 @@ class Move:
     reference: str | None
     created: datetime
 
+    def after(self, code: int) -> int:
+        """Return the points that one of the two sides had then."""
+        if code == self.source and self.source_after is not None:
+            return self.source_after
+        return self.target_after
+
 
 @attrs.frozen(kw_only=True)
 class User:
