@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-.PHONY: help demo test check store soak bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared bench-guard \
-	format changelog clean
+.PHONY: help demo test check store browser soak bench bench-quick bench-gate bench-wire \
+	bench-journal bench-rows bench-shared bench-guard format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
+	@echo "make browser  chromium, for the tests that look at pages"
 	@echo "make soak    the long searches; some minutes"
 	@echo "make bench   speed beside other clients; some minutes (bench-quick: one)"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
@@ -57,6 +58,13 @@ store:
 		echo "Installing the system package redis-server"; \
 		apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; } \
 		|| echo "redis-server is missing, and tests will say so: install it as root"
+
+# Without one, the tests of the back office's pages are left out.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		echo "Installing the system package chromium"; \
+		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "chromium is missing, and tests will say so: install it as root"
 
 test: check store
 	$(BIN)/coverage erase

@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
 
@@ -499,6 +500,26 @@ async def test_the_sandbox_in_the_foreground(tmp_path: Path) -> None:
     assert (ran.code, "--limit" in ran.err) == (2, True)
     ran = await run(None, "sandbox", "--db", tmp_path / "no" / "folder")
     assert (ran.code, "cannot start" in ran.err) == (2, True)
+
+
+async def test_the_sandbox_tells_where_its_back_office_is() -> None:
+    """Which asks who it is, if that is wanted."""
+    for options, title in (
+        ((), "<h1>Accounts</h1>"),
+        (("--login",), "<h1>Log in</h1>"),
+    ):
+        process = await begin(None, "sandbox", *options)
+        assert process.stdout is not None
+        line = ""
+        while not line.startswith("# The back office: "):
+            line = (await process.stdout.readline()).decode()
+            assert line
+        url = line.removeprefix("# The back office: ").strip()
+        async with aiohttp.ClientSession() as http, http.get(url) as page:
+            assert title in await page.text()
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        assert process.returncode == 0
 
 
 @pytest.mark.timeout(60)
