@@ -5,14 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-.PHONY: help demo test check store browser soak bench bench-quick bench-gate bench-wire \
-	bench-journal bench-rows bench-shared bench-guard format changelog clean
+.PHONY: help demo test check store browser docs draw soak bench bench-quick bench-gate \
+	bench-wire bench-journal bench-rows bench-shared bench-guard format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
 	@echo "make check   format, lint, layers, types"
 	@echo "make browser  chromium, for the tests that look at pages"
+	@echo "make docs    the site of the docs, in build/docs"
+	@echo "make draw    what the docs draw from the code: pictures and tables"
 	@echo "make soak    the long searches; some minutes"
 	@echo "make bench   speed beside other clients; some minutes (bench-quick: one)"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
@@ -37,7 +39,7 @@ $(VENV)/.run: pyproject.toml
 
 # What its tests and checks need as well.
 $(VENV)/.dev: $(VENV)/.run
-	@$(BIN)/pip install -q --disable-pip-version-check --group dev
+	@$(BIN)/pip install -q --disable-pip-version-check --group dev --group docs
 	@touch $@
 
 demo: $(VENV)/.run
@@ -72,6 +74,14 @@ test: check store
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
+
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -W --keep-going -n -q docs build/docs
+	@echo "build/docs/index.html"
+
+draw: $(VENV)/.dev
+	$(BIN)/python docs/diagrams.py
+	$(BIN)/python docs/tables.py
 
 soak: $(VENV)/.dev store
 	$(BIN)/python -m pytest -m soak

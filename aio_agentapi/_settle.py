@@ -414,7 +414,7 @@ class Payments:
             intent: The payment, or its number, as OutcomeUnknownError names it.
 
         Returns:
-            The payment as it is then: ``confirmed``, ``absent``, or
+            The payment as it is then, ``confirmed``, ``absent``, or
             ``needs_person`` with a note of all that is known; as it was, if it was
             not unknown.
 
@@ -506,7 +506,7 @@ class Payments:
             note: How that is known, for whoever asks later.
 
         Returns:
-            The payment: ``confirmed`` or ``absent``.
+            The payment, ``confirmed`` or ``absent``.
 
         Raises:
             UsageError: It does not need a person: settle it. Nothing was changed.

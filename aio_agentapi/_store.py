@@ -160,7 +160,7 @@ class MemoryStore(_SqlStore):
 
     @property
     def durable(self) -> bool:
-        """Whether it outlives the process: no."""
+        """Whether it outlives the process; it does not."""
         return False
 
     def begin(
@@ -243,7 +243,7 @@ class SqliteStore(_SqlStore):
 
     @property
     def durable(self) -> bool:
-        """Whether it outlives the process: yes."""
+        """Whether it outlives the process; it does."""
         return True
 
     async def aclose(self) -> None:

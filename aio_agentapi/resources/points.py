@@ -122,7 +122,7 @@ class Distributed:
 
     @property
     def end(self) -> End:
-        """How it ended: ``moved``, ``refused``, ``not_sent`` or ``unknown``."""
+        """Its end is ``moved``, ``refused``, ``not_sent`` or ``unknown``."""
         if self.error is None:
             return "moved"
         if self.error.happened == "maybe":
