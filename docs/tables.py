@@ -17,7 +17,9 @@ from typing import Final
 import attrs
 
 from aio_agentapi import Settings
-from aio_agentapi._session import _OPTIONS
+from aio_agentapi._session import (
+    _OPTIONS,  # pyright: ignore[reportPrivateUsage] - nothing else tells them
+)
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"

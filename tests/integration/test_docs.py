@@ -63,9 +63,10 @@ class Page(HTMLParser):
         self.anchors = {""}
         self.feed(text)
 
-    def handle_starttag(self, _: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take note of both."""
-        told = dict(attributes)
+        del tag
+        told = dict(attrs)
         self.links += [v for k in ("href", "src") if (v := told.get(k)) is not None]
         self.anchors |= {v for k in ("id", "name") if (v := told.get(k)) is not None}
 
