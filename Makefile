@@ -129,4 +129,5 @@ changelog: $(VENV)/.dev
 	$(BIN)/towncrier build --draft
 
 clean:
-	rm -rf $(VENV) $(BENCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(BENCH) build .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.coverage*
