@@ -52,14 +52,41 @@ class Place:
         return self.token.digest if self.name is None else self.name
 
 
+@attrs.frozen(kw_only=True)
+class Draft:
+    """
+    A place as it is said, its token not looked at yet: the doctor does that.
+
+    Attributes: as those of :class:`Place`.
+    """
+
+    base_url: str
+    token: str = attrs.field(repr=False)
+    settings: Settings
+    name: str | None = None
+    journal: Path | None = None
+    gate: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+
+    def place(self) -> Place:
+        """
+        Return the place.
+
+        Raises:
+            UsageError: The token has characters that none has. Nothing was sent.
+        """
+        told: dict[str, Any] = attrs.asdict(self, recurse=False)
+        told["token"] = Secret(self.token)
+        return Place(**told)
+
+
 def default_config() -> Path:
     """Return where the configuration file is looked for."""
     return platformdirs.user_config_path("agentapi") / "config.toml"
 
 
-def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Place:
+def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Draft:
     """
-    Return the account that a command is to use.
+    Return what is said of the account that a command is to use.
 
     Raises:
         UsageError: It is not said, or not in full. Nothing was sent.
@@ -71,7 +98,7 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
     if account is not None:
         entry = _entry(account, file)
         own = _journal(f"accounts.{account}.journal", entry, config)
-        return Place(
+        return Draft(
             base_url=_base_url(account, entry, file),
             token=_token(account, entry, env),
             settings=settings,
@@ -87,9 +114,9 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Pl
             f" the configuration file ({config or default_config()}) with --account"
         )
         raise UsageError(msg)
-    return Place(
+    return Draft(
         base_url=base_url,
-        token=Secret(token),
+        token=token,
         settings=settings,
         journal=journal,
         gate=gate,
@@ -171,7 +198,7 @@ def _table(value: object) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _token(account: str, entry: Mapping[str, Any], env: Mapping[str, str]) -> Secret:
+def _token(account: str, entry: Mapping[str, Any], env: Mapping[str, str]) -> str:
     if "token" in entry:
         msg = (
             f"accounts.{account}: the token does not belong into this file; name an"
@@ -182,13 +209,13 @@ def _token(account: str, entry: Mapping[str, Any], env: Mapping[str, str]) -> Se
         if not env.get(name):
             msg = f"accounts.{account}: the environment variable {name} is not set"
             raise UsageError(msg)
-        return Secret(env[name])
+        return env[name]
     if isinstance(name := entry.get("token_file"), str):
         try:
             text = Path(_home(name)).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             msg = f"accounts.{account}: token_file: {error}"
             raise UsageError(msg) from None
-        return Secret(text.strip())
+        return text.strip()
     msg = f"accounts.{account}: needs token_env or token_file"
     raise UsageError(msg)

@@ -40,12 +40,14 @@ REFUSED: Final = 1
 WRONG: Final = 2
 NOT_REACHED: Final = 3
 UNKNOWN: Final = 4
+UNWELL: Final = 5
 INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 refused, or some rows of a plan were; 2 wrong use or"
     " input, nothing was done; 3 not reached, not allowed, or a plan was stopped;"
-    " 4 the outcome of something is unknown; 130 interrupted."
+    " 4 the outcome of something is unknown; 5 the doctor found something wrong;"
+    " 130 interrupted."
 )
 
 # The first that fits; what is left is a plain refusal.
@@ -82,11 +84,16 @@ def keep_account(
     context.obj = (account, config)
 
 
+def draft_of(context: click.Context, journal: Path | None = None) -> _account.Draft:
+    """Return what is said of the account that the options name, and its journal."""
+    account, config = context.find_root().obj
+    draft = _account.find(account, config, os.environ)
+    return draft if journal is None else attrs.evolve(draft, journal=journal)
+
+
 def place_of(context: click.Context, journal: Path | None = None) -> _account.Place:
     """Return the account that the options name, with the journal that they name."""
-    account, config = context.find_root().obj
-    place = _account.find(account, config, os.environ)
-    return place if journal is None else attrs.evolve(place, journal=journal)
+    return draft_of(context, journal).place()
 
 
 @asynccontextmanager

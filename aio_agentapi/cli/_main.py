@@ -11,6 +11,7 @@ from aio_agentapi.cli import (
     _agents,
     _call,
     _demo,
+    _doctor,
     _games,
     _gate,
     _payments,
@@ -74,5 +75,6 @@ main.add_command(_payments.payments)
 main.add_command(_users.transactions)
 main.add_command(_games.games)
 main.add_command(_gate.gate)
+main.add_command(_doctor.doctor)
 main.add_command(_call.call)
 main.add_command(_shell.completion)

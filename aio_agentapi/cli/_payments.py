@@ -45,7 +45,7 @@ _JOURNAL: Final = (
     "--journal FILE, AGENTAPI_JOURNAL, or journal in the configuration file"
 )
 
-_journal_option = click.option(
+journal_option = click.option(
     "--journal",
     envvar="AGENTAPI_JOURNAL",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -202,7 +202,7 @@ def wallets() -> None:
 @click.argument("user_code", type=int)
 @click.argument("amount")
 @_key_option
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -224,7 +224,7 @@ async def deposit(
 @click.argument("user_code", type=int)
 @click.argument("amount")
 @_key_option
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -245,7 +245,7 @@ async def withdraw(
 @wallets.command("withdraw-all")
 @click.argument("user_code", type=int)
 @_key_option
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -276,7 +276,7 @@ def payments() -> None:
 
 @payments.command("list")
 @click.option("--all", "is_all", is_flag=True, help="Those, too, whose end is known.")
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -299,7 +299,7 @@ async def list_(
     metavar="SECONDS",
     help="When to leave it at that.",
 )
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -333,7 +333,7 @@ async def settle(
 
 @payments.command()
 @_number
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -355,7 +355,7 @@ async def resend(
 @click.option("--happened", is_flag=True, help="The money has moved.")
 @click.option("--absent", is_flag=True, help="It has not, and will not.")
 @click.option("--note", required=True, metavar="TEXT", help="How that is known.")
-@_journal_option
+@journal_option
 @as_json_option
 @click.pass_context
 @runs
