@@ -330,6 +330,8 @@ async def _proxy(patient: _Patient) -> _Finding:
         return _Finding("note", f"none{told}", remedy, {"unused": unused})
     try:
         host, port = _target(proxy)
+        # As it is looked up.
+        host.encode("idna")
     except ValueError:
         host, port = "", 0
     if not host or urlsplit(proxy).scheme not in {"http", "https"}:

@@ -1,0 +1,588 @@
+"""``agentapi doctor``, on real faults: each gives its line, what to do, and code 5."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import stat
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import redis.asyncio
+import trustme
+from click.testing import CliRunner
+
+from aio_agentapi import SessionManager, SqliteStore
+from aio_agentapi.cli._main import main
+from aio_agentapi.errors import OutcomeUnknownError
+from aio_agentapi.redis import RedisGate
+from aio_agentapi.sandbox import Sandbox, Switches
+from tests.conftest import OK_INFO, TOKEN, Script, answering, read_request, serving
+from tests.integration.test_cli import Ran, run
+from tests.redis_server import redis_server
+
+PASSWORD = "pass-word-of-nobody"
+
+# What a machine that runs the tests may have set.
+_PLAIN = dict.fromkeys((n for n in os.environ if n.lower().endswith("_proxy")), "")
+
+_CHECKS = [
+    "versions",
+    "config",
+    "token",
+    "base_url",
+    "proxy",
+    "name",
+    "connection",
+    "tls",
+    "clock",
+    "answer",
+    "others",
+    "accepted",
+    "allowed_ip",
+    "account",
+    "zone",
+    "latency",
+    "gate",
+    "journal",
+]
+
+
+@attrs.frozen
+class Told:
+    """What the doctor says, for people and for programs, and how it ends."""
+
+    code: int
+    text: str
+    rows: Mapping[str, Mapping[str, Any]]
+
+    def having(self, state: str) -> set[str]:
+        """Return the checks of that state."""
+        return {name for name, row in self.rows.items() if row["state"] == state}
+
+    def wrong(self, check: str, said: str, remedy: str) -> None:
+        """See that this check alone is wrong, why, what to do, and the code."""
+        assert ({check}, 5) == (self.having("wrong"), self.code), self.text
+        row = self.rows[check]
+        assert said in row["told"], row
+        assert remedy in row["remedy"], row
+        (line,) = (x for x in self.text.splitlines() if x.split()[1:2] == [check])
+        assert line.split()[0] == "wrong"
+        assert f"-> {row['remedy']}" in self.text
+
+
+async def examine(
+    env: Mapping[str, str],
+    *args: str | Path,
+    secrets: tuple[str, ...] = (),
+    process: bool = False,
+) -> Told:
+    """
+    Run the doctor in both forms; no secret is in what it says.
+
+    In a thread, which is quicker, or in processes of its own, where it matters.
+    """
+    kept = _PLAIN | dict(env)
+    if process:
+        # However the rest hangs.
+        async with asyncio.timeout(10):
+            plain, rows = await asyncio.gather(
+                run(None, *args, "doctor", env=kept),
+                run(None, *args, "doctor", "--json", env=kept),
+            )
+    else:
+        words = [*map(str, args), "doctor"]
+        plain = await asyncio.to_thread(invoke, words, kept)
+        rows = await asyncio.to_thread(invoke, [*words, "--json"], kept)
+    assert (plain.code, plain.err, rows.err) == (rows.code, "", "")
+    told = [json.loads(line) for line in rows.out.splitlines()]
+    assert [row["check"] for row in told] == _CHECKS
+    token = env.get("AGENTAPI_TOKEN", TOKEN)
+    for secret in {token, token.strip("\"' \n"), TOKEN, PASSWORD, *secrets}:
+        for said in (plain.out, rows.out):
+            assert not secret or secret.lower() not in said.lower()
+    assert all(row["remedy"] for row in told if row["state"] == "wrong")
+    return Told(plain.code, plain.out, {row["check"]: row for row in told})
+
+
+def invoke(words: list[str], env: Mapping[str, str]) -> Ran:
+    """Run a command in this thread, with an environment of its own."""
+    own = {name: None for name in os.environ if name.startswith("AGENTAPI_")}
+    ran = CliRunner().invoke(
+        main, words, env={**own, "XDG_CONFIG_HOME": "/nonexistent", **env}
+    )
+    assert isinstance(ran.exception, SystemExit | None), ran.exception
+    return Ran(ran.exit_code, ran.output, "")
+
+
+def at(base_url: str, token: str = TOKEN, **more: str) -> dict[str, str]:
+    """Return the environment that names a service and a token."""
+    return {"AGENTAPI_BASE_URL": base_url, "AGENTAPI_TOKEN": token, **more}
+
+
+def of(box: Sandbox, name: str = "operator", **more: str) -> dict[str, str]:
+    """Return the environment that names an account of a stand-in."""
+    return at(box.base_url, box.token(name), **more)
+
+
+@asynccontextmanager
+async def paying(box: Sandbox, journal: Path) -> AsyncGenerator[int]:
+    """Let a program pay into a journal, while the test runs; tell it a user."""
+    store = SqliteStore(journal)
+    async with SessionManager(box.base_url, store=store) as manager:
+        session = manager.session(box.token("operator"))
+        user = (await session.users.create("anna")).user_code
+        await session.wallets.deposit(user, 100)
+        yield user
+
+
+async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
+    """Every check is done and none is wrong; nothing but two reads is asked."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(redis_server())
+        journal = tmp_path / "journal.db"
+        box.play("operator", await stack.enter_async_context(paying(box, journal)), 4)
+        gate = RedisGate.factory(store.url, lease=1.0, heartbeat=0.25)
+        manager = SessionManager(box.base_url, gate=gate)
+        await stack.enter_async_context(manager)
+        await manager.session(box.token("operator")).agents.info()
+        before, books = dict(box.received), box.audit()
+        files = {path: path.stat() for path in tmp_path.iterdir()}
+        more = {"AGENTAPI_REDIS_URL": store.url, "AGENTAPI_JOURNAL": str(journal)}
+        told = await examine(of(box, **more), process=True)
+        assert (told.code, told.having("ok")) == (0, {*_CHECKS}), told.text
+        assert "Python" in told.rows["versions"]["told"]
+        assert "127.0.0.1; allowed: any" in told.rows["allowed_ip"]["told"]
+        assert told.rows["gate"]["facts"]["members"] == 1
+        assert abs(told.rows["gate"]["facts"]["ahead"]) < 1
+        assert abs(told.rows["clock"]["facts"]["ahead"]) < 2
+        latency = told.rows["latency"]["facts"]
+        assert latency["calls_per_second"] == pytest.approx(50 / latency["seconds"])
+        assert "50 in flight give" in told.text
+        asked = {k: n for k, n in box.received.items() if n > before.get(k, 0)}
+        assert asked.keys() == {"agent/info", "game/online-games"}
+        assert box.audit() == books
+        after = {path: path.stat() for path in tmp_path.iterdir()}
+        assert {p: s.st_size for p, s in files.items()} == {
+            p: s.st_size for p, s in after.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (f"{TOKEN}\n", "a line end"),
+        (f"\r\n{TOKEN}", "a line end"),
+        (f'"{TOKEN}"', "quotes"),
+        (f"'{TOKEN}'", "quotes"),
+        (f" {TOKEN}", "white space"),
+        (f"{TOKEN[:20]} {TOKEN[20:]}", "white space"),
+        (f"Bearer {TOKEN}", "white space, the word Bearer"),
+        (f"\ufeff{TOKEN}", "characters that are not ASCII"),
+        (f"{TOKEN}\x01", "characters that no token has"),
+    ],
+)
+async def test_the_form_of_the_token(box: Sandbox, token: str, said: str) -> None:
+    """What was copied with it is named, and it is not sent; the rest is looked at."""
+    before = dict(box.received)
+    told = await examine(at(box.base_url, token))
+    told.wrong("token", said, "36 characters alone")
+    assert told.rows["answer"]["told"] == "needs token"
+    assert told.rows["tls"]["state"] == "ok"
+    assert {"answer", "accepted", "zone", "gate", "journal"} <= told.having("skipped")
+    assert box.received == before
+
+
+async def test_half_a_token(box: Sandbox) -> None:
+    """Its length is told, and the service says what it thinks of it."""
+    told = await examine(of(box) | {"AGENTAPI_TOKEN": TOKEN[:30]})
+    told.wrong("accepted", "code 1009", "present token")
+    assert (told.rows["token"]["state"], told.rows["token"]["told"][:14]) == (
+        "note",
+        "30 characters,",
+    )
+
+
+async def test_a_token_that_is_not_accepted(box: Sandbox) -> None:
+    """What comes before it is well, and what comes behind it is not known."""
+    told = await examine(at(box.base_url))
+    told.wrong("accepted", "code 1007", "reissued")
+    assert {"answer", "others"} <= told.having("ok")
+    assert {"allowed_ip", "account", "zone", "latency"} <= told.having("skipped")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "said"),
+    [
+        ("http://127.0.0.1:9/v4", "leave out /v4"),
+        ("http://api.example.com", "readable by others"),
+        ("api.example.com", "'https://' and a host"),
+        ("'https://api.example.com'", "'https://' and a host"),
+        ("https://api.example.com ", "white space"),
+        (f"https://anna:{PASSWORD}@api.example.com", "no user and no password"),
+        (f"https://api.example.com?token={TOKEN}", "no query"),
+        (TOKEN, "'https://' and a host"),
+    ],
+)
+async def test_the_form_of_the_base_url(base_url: str, said: str) -> None:
+    """It is told what is wrong with it, and no name is looked up."""
+    told = await examine(at(base_url))
+    told.wrong("base_url", said, "AGENTAPI_BASE_URL")
+    assert {"name", "connection", "tls", "answer"} <= told.having("skipped")
+
+
+async def test_where_the_account_comes_from(box: Sandbox, tmp_path: Path) -> None:
+    """Named in the file, or not at all; what is wrong with the file is told."""
+    (await examine({})).wrong("config", "set AGENTAPI_BASE_URL", "environment")
+    config, token = tmp_path / "config.toml", tmp_path / "token"
+    config.write_text(
+        f'base_url = "{box.base_url}"\n[accounts.eur]\ntoken_file = "{token}"\n'
+    )
+    args = ("--config", config, "--account")
+    told = await examine({}, *args, TOKEN)
+    told.wrong("config", "which has: eur", "that file")
+    assert told.having("skipped") == {*_CHECKS} - {"versions", "config"}
+    token.write_text(f'"{box.token("operator")}"\n')
+    told = await examine({}, *args, "eur", secrets=(box.token("operator"),))
+    told.wrong("token", "has quotes in", "alone")
+    token.write_text(f"{box.token('operator')}\n")
+    told = await examine({}, *args, "eur", secrets=(box.token("operator"),))
+    assert (told.code, told.rows["config"]["told"][:15]) == (0, "the account eur")
+
+
+async def test_a_name_that_nobody_has() -> None:
+    """Whether the name servers say so, or say nothing."""
+    told = await examine(at("https://nowhere.invalid"))
+    told.wrong("name", "nowhere.invalid", "name servers")
+    assert told.rows["connection"]["told"] == "needs name"
+
+
+async def test_nobody_listens() -> None:
+    """The port is closed."""
+    told = await examine(at("http://127.0.0.1:9"))
+    told.wrong("connection", "127.0.0.1 port 9: Connection refused", "host and port")
+
+
+async def test_an_address_that_is_not_ours(box: Sandbox, tmp_path: Path) -> None:
+    """The settings name a local address that this machine does not have."""
+    config = tmp_path / "config.toml"
+    config.write_text('[settings]\nlocal_address = "192.0.2.1"\n')
+    told = await examine(of(box), "--config", config)
+    told.wrong("connection", "Cannot assign requested address", "local_address")
+
+
+@asynccontextmanager
+async def serving_tls(authority: trustme.CA, name: str) -> AsyncGenerator[int]:
+    """Run a service with a certificate for *name*; return its port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    script = answering(OK_INFO, extra="Date: Thu, 01 Jan 1970 00:00:00\r\n")
+    server = await asyncio.start_server(script, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_certificates(tmp_path: Path) -> None:
+    """Of an authority that nobody knows, of another name, and a good one."""
+    authority, trusted = trustme.CA(), tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(trusted)
+    more = {"SSL_CERT_FILE": str(trusted)}
+    async with serving_tls(authority, "127.0.0.1") as port:
+        told = await examine(at(f"https://127.0.0.1:{port}"))
+        told.wrong("tls", "certificate: ", "SSL_CERT_FILE")
+        assert {"clock", "answer"} <= told.having("skipped")
+        told = await examine(at(f"https://127.0.0.1:{port}", **more), process=True)
+        # Its clock is another fault, seen behind the connection.
+        told.wrong("clock", "s behind", "NTP")
+        assert told.rows["tls"]["told"].startswith("TLS")
+        assert told.rows["latency"]["state"] == "ok"
+    async with serving_tls(authority, "api.example.com") as port:
+        told = await examine(at(f"https://127.0.0.1:{port}", **more), process=True)
+        told.wrong("tls", "IP address mismatch", "right name")
+
+
+async def test_no_tls_there() -> None:
+    """The base URL says https, and the port does not speak it."""
+    async with serving(answering(b"hello")) as url:
+        told = await examine(at(url.replace("http:", "https:")))
+    told.wrong("tls", "not agreed on", "speaks TLS")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_service_that_hangs(scheme: str) -> None:
+    """It accepts, and says nothing: the doctor ends all the same, in ten seconds."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await reader.read()
+        writer.close()
+
+    async with serving(hang) as url:
+        told = await examine(at(url.replace("http", scheme, 1)), process=True)
+    assert held
+    if scheme == "http":
+        told.wrong("answer", "no answer in time", "ask its people")
+        assert told.rows["clock"]["state"] == "skipped"
+    else:
+        told.wrong("tls", "not agreed on", "in between")
+
+
+async def test_a_page_instead_of_an_answer() -> None:
+    """A proxy's, with what it says; or none at all there."""
+    page = f"<html>Bearer {TOKEN}: please log in</html>".encode()
+    async with serving(answering(page, 502)) as url:
+        told = await examine(at(url))
+    told.wrong("answer", "please log in", "a proxy or a login is in between")
+    assert {"others", "accepted", "latency"} <= told.having("skipped")
+    async with serving(answering(page, 404)) as url:
+        told = await examine(at(f"{url}/api"))
+    told.wrong("answer", "HTTP 404", "without /v4")
+
+
+async def test_answers_of_other_kinds(box: Sandbox) -> None:
+    """Maintenance, another shape, a code that nobody knows."""
+    for code, said, remedy in (
+        (1, "code 1 (", "wait"),
+        (1001, "code 1001", "is ill"),
+        (7777, "code 7777", "look the code up"),
+    ):
+        box.faults.code(code, "agent/info")
+        (await examine(of(box))).wrong("answer", said, remedy)
+        box.faults.clear()
+    box.faults.wrong_shape("agent/info")
+    (await examine(of(box))).wrong("answer", "another shape", "newer version")
+
+
+async def test_an_address_that_is_not_allowed(box: Sandbox) -> None:
+    """The address that the service sees is told, where it says so, beside our own."""
+    box.allow("operator", "203.0.113.9 127.0.0.1")
+    told = await examine(of(box))
+    seen = "the service sees 127.0.0.1; allowed: 203.0.113.9 127.0.0.1"
+    assert (told.code, told.rows["allowed_ip"]["told"]) == (0, seen)
+    box.allow("operator", "203.0.113.9")
+    told = await examine(of(box))
+    told.wrong("allowed_ip", "this machine has 127.0.0.1", "Allowed IP")
+    assert {"answer", "accepted"} <= told.having("ok")
+    assert {"account", "latency"} <= told.having("skipped")
+    refusal = b'{"code": 1020, "message": "no", "data": {"client_ip": "198.51.100.7"}}'
+    async with serving(answering(refusal)) as url:
+        told = await examine(at(url))
+    told.wrong("allowed_ip", "the service sees 198.51.100.7", "back office")
+
+
+async def test_a_suspended_account(box: Sandbox) -> None:
+    """Or one above it: its own list and token are well."""
+    async with SessionManager(box.base_url) as manager:
+        broker = manager.session(box.token("broker"))
+        (operator,) = [agent async for agent in broker.agents.list()]
+        await broker.agents.suspend(operator.agent_code)
+    told = await examine(of(box, "shop_1"))
+    told.wrong("account", "code 1010", "agents resume")
+    assert {"accepted", "allowed_ip"} <= told.having("ok")
+
+
+async def test_others_use_the_token(box: Sandbox) -> None:
+    """All of it, or now and then."""
+    box.foreign("operator", 50)
+    told = await examine(of(box))
+    told.wrong("others", "code 1018", "share one gate")
+    assert {"accepted", "latency"} <= told.having("skipped")
+    box.foreign("operator", 0)
+    box.faults.busy(2)
+    told = await examine(of(box))
+    assert told.code == 0
+    assert "note" in {told.rows["others"]["state"]} | {
+        line.split()[0] for line in told.text.splitlines() if " others " in line
+    }
+
+
+async def test_the_clock() -> None:
+    """As the service's Date tells it; where there is none, nothing is said of it."""
+    for late in (timedelta(hours=1), -timedelta(minutes=2)):
+        date = format_datetime(datetime.now(UTC) - late, usegmt=True)
+        async with serving(answering(OK_INFO, extra=f"Date: {date}\r\n")) as url:
+            told = await examine(at(url))
+        told.wrong("clock", "behind" if late > timedelta() else "ahead", "NTP")
+        ahead = told.rows["clock"]["facts"]["ahead"]
+        assert ahead == pytest.approx(-late.total_seconds(), abs=9)
+    for extra in ("", "Date: tomorrow\r\n"):
+        async with serving(answering(OK_INFO, extra=extra)) as url:
+            told = await examine(at(url))
+        assert (told.code, told.rows["clock"]["state"]) == (0, "skipped")
+
+
+async def test_the_zone(box: Sandbox, tmp_path: Path) -> None:
+    """As the times of those who play tell it."""
+    async with paying(box, tmp_path / "journal.db") as user:
+        box.play("operator", user, 4)
+    box.switches = Switches(zone="Asia/Seoul")
+    told = await examine(of(box))
+    told.wrong("zone", "UTC is set; the service's times are +9 h", "set zone")
+    config = tmp_path / "config.toml"
+    config.write_text('[settings]\nzone = "Asia/Seoul"\n')
+    told = await examine(of(box), "--config", config)
+    assert (told.code, told.rows["zone"]["state"]) == (0, "ok")
+    box.switches = Switches(zone="America/New_York")
+    told = await examine(of(box), "--config", config)
+    assert told.rows["zone"]["facts"]["ahead"] in {-13, -14}
+
+
+async def test_a_slow_service(box: Sandbox) -> None:
+    """One call has to do for the latency; how many it gives is told."""
+    box.switches = Switches(latency=1.6)
+    told = await examine(of(box))
+    assert told.code == 0
+    assert 20 < told.rows["latency"]["facts"]["calls_per_second"] <= 50 / 1.6
+
+
+async def test_proxies(box: Sandbox, tmp_path: Path) -> None:
+    """Those of the environment are not used, and said; ours is looked at."""
+    proxy = f"http://anna:{PASSWORD}@127.0.0.1:9"
+    told = await examine(of(box, https_proxy=proxy, all_proxy=proxy))
+    assert told.code == 0
+    assert told.rows["proxy"]["state"] == "note"
+    said = "ALL_PROXY, HTTPS_PROXY of the environment not used"
+    assert said in told.rows["proxy"]["told"]
+    config = tmp_path / "config.toml"
+
+    async def through(proxy: str, **more: str) -> Told:
+        config.write_text(f'[settings]\nproxy = "{proxy}"\n')
+        return await examine(of(box, **more), "--config", config)
+
+    told = await through(proxy, http_proxy="http://other:1")
+    told.wrong("connection", "port 9: Connection refused", "host and port")
+    assert told.rows["proxy"]["told"] == (
+        "127.0.0.1:9; HTTP_PROXY of the environment not used"
+    )
+    for wrong in ("socks5://127.0.0.1:9", "127.0.0.1:9", "http://a:b", "http://a..b"):
+        (await through(wrong)).wrong("proxy", "no address of a proxy", "http://")
+    refusal = answering(f"<p>{PASSWORD}</p>".encode(), 407)
+    async with serving(refusal) as url:
+        told = await through(url.replace("//", f"//anna:{PASSWORD}@"))
+    told.wrong("answer", "HTTP 407", "a proxy or a login is in between")
+    async with serving(_forwarding(box)) as url:
+        told = await through(url)
+    assert (told.code, told.rows["clock"]["told"]) == (0, "not seen through a proxy")
+
+
+def _forwarding(box: Sandbox) -> Script:
+    """Make a script that hands each request on to a stand-in."""
+
+    async def forward(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        port = int(box.base_url.rpartition(":")[2])
+        far, there = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            while text := await far.read(65536):
+                writer.write(text)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(back())
+            try:
+                while True:
+                    request = await read_request(reader)
+                    there.write(request.replace(box.base_url.encode(), b"", 1))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                there.close()
+        writer.close()
+
+    return forward
+
+
+async def test_a_tunnel_of_a_proxy(tmp_path: Path) -> None:
+    """TLS is spoken through it: what it refuses is the answer's fault."""
+    config = tmp_path / "config.toml"
+    async with serving(answering(b"no", 403)) as url:
+        config.write_text(f'[settings]\nproxy = "{url}"\n')
+        told = await examine(at("https://api.example.com"), "--config", config)
+    told.wrong("answer", "no connection (ClientHttpProxyError)", "settings of proxy")
+    assert told.rows["tls"]["told"] == "through the proxy: the answer shows it"
+
+
+async def test_the_store_of_the_gate(box: Sandbox) -> None:
+    """Gone, hanging, locked, or somebody else's; the service is asked all the same."""
+    async with redis_server() as store:
+        told = await examine(of(box, AGENTAPI_REDIS_URL=store.url))
+        assert (told.code, told.rows["gate"]["facts"]["members"]) == (0, 0)
+        async with store.paused():
+            told = await examine(of(box, AGENTAPI_REDIS_URL=store.url))
+        told.wrong("gate", "did not answer within", "whether it runs")
+        driver: Any = redis.asyncio.Redis
+        async with driver.from_url(store.url) as client:
+            await client.config_set("requirepass", "something-else")
+        place = store.url.replace("//", f"//:{PASSWORD}@")
+        for url in (store.url, place):
+            told = await examine(of(box, AGENTAPI_REDIS_URL=url))
+            told.wrong("gate", "not reached", "user and password")
+        await store.kill()
+        told = await examine(of(box, AGENTAPI_REDIS_URL=place))
+    told.wrong("gate", "not reached: Error 111", "whether it runs")
+    assert told.rows["latency"]["state"] == "ok"
+    told = await examine(of(box, AGENTAPI_REDIS_URL=f"http://:{PASSWORD}@127.0.0.1"))
+    told.wrong("gate", "begins with redis://", "AGENTAPI_REDIS_URL")
+
+
+async def test_a_payment_that_is_unknown(box: Sandbox, tmp_path: Path) -> None:
+    """It is counted, also while the program that paid runs; nothing is settled."""
+    journal = tmp_path / "journal.db"
+    env = of(box, AGENTAPI_JOURNAL=str(journal))
+    async with paying(box, journal) as user:
+        async with SessionManager(box.base_url, store=SqliteStore(journal)) as manager:
+            box.faults.drop_after("wallet/deposit", times=1)
+            session = manager.session(box.token("operator"))
+            with pytest.raises(OutcomeUnknownError):
+                await session.wallets.deposit(user, 1)
+        told = await examine(env)
+        told.wrong("journal", "1 unknown", "payments settle")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    told = await examine(env)
+    told.wrong("journal", "1 unknown", "payments settle")
+    assert told.rows["journal"]["facts"]["unknown"] == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+async def test_the_file_of_the_journal(box: Sandbox, tmp_path: Path) -> None:
+    """Readable by others, none at all, not there yet, or in no place."""
+    journal = tmp_path / "journal.db"
+    async with paying(box, journal):
+        pass
+    env = of(box, AGENTAPI_JOURNAL=str(journal))
+    assert (await examine(env)).code == 0
+    journal.chmod(0o640)
+    (await examine(env)).wrong("journal", "others may read", f"chmod 600 {journal}")
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o640
+    other = tmp_path / "other"
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(other)))
+    assert (told.code, other.exists()) == (0, False)
+    assert "the first payment makes it" in told.rows["journal"]["told"]
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(other / "journal.db")))
+    told.wrong("journal", "cannot be made", "make its folder")
+    for text in (b"no journal at all" * 99, b""):
+        other.write_bytes(text)
+        other.chmod(0o600)
+        told = await examine(of(box, AGENTAPI_JOURNAL=str(other)))
+        told.wrong("journal", "", "of this version")
+
+
+async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
+    """One that was put in the place of what this library needs."""
+    folder = tmp_path / "aiohttp-3.1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: aiohttp\nVersion: 3.1.0\n"
+    )
+    told = await examine(of(box, PYTHONPATH=str(tmp_path)), process=True)
+    told.wrong("versions", "aiohttp 3.1.0", "pip install -U 'aiohttp>=")
