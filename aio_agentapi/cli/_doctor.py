@@ -75,8 +75,8 @@ from aio_agentapi.errors import (
 
 T = TypeVar("T")
 
-# Seconds for all checks: with the start of Python and the end of it less than ten.
-_ALL: Final = 7.5
+# Seconds for all checks: ten with the start and the end of Python on a busy machine.
+_ALL: Final = 5.5
 # Seconds for a name, for a connection, for TLS, for a word of the store.
 _STEP: Final = 2.0
 # Seconds for one answer of the service, and for a permit where it is busy.
@@ -219,8 +219,8 @@ class _Patient:
 
     def hide(self, text: str) -> str:
         """Blot out of *text* what nobody is to see."""
-        secrets = {unquote(url.password or "") for url in self._urls()}
-        secrets |= {url.password or "" for url in self._urls()}
+        passwords = [url.password or "" for url in self._urls()]
+        secrets = {*passwords, *map(unquote, passwords)}
         if hasattr(self, "draft"):
             token = self.draft.token
             secrets |= {token, re.sub(r"(?i)^\W*bearer\b|[^!-~]|[\"']", "", token)}
@@ -404,7 +404,8 @@ async def _tls(patient: _Patient) -> _Finding:
         )
         return _wrong(f"certificate: {error.verify_message}", remedy)
     except OSError as error:
-        told = getattr(error, "reason", None) or type(error).__name__
+        # Others than TLS's own have no reason: a time-out, a connection that broke.
+        told = getattr(error, "reason", None) or "no answer to a greeting"
         remedy = "see whether the port speaks TLS, and what stands in between"
         return _wrong(f"not agreed on: {told}", remedy)
     end = ssl.cert_time_to_seconds(writer.get_extra_info("peercert")["notAfter"])
@@ -470,10 +471,12 @@ async def _allowed_ip(patient: _Patient) -> _Finding:
     outcome = patient.asked.outcome
     if (fault := patient.fault("allowed_ip")) is not None:
         seen = getattr(outcome, "client_ip", None)
-        told = f"the service sees {seen or 'an address that it does not tell'}"
-        told += f", this machine has {patient.own_address}; the list is not told"
+        told = (
+            f"1020, not in the account's list: this machine has {patient.own_address}"
+        )
+        told += f"; the service sees {seen}" if seen else ", maybe another one outside"
         facts = {"client_ip": seen, "own_address": patient.own_address}
-        return _wrong(f"1020: {told}", fault.remedy or "", **facts)
+        return attrs.evolve(fault, told=told, facts=facts)
     if not isinstance(outcome, AgentInfo):
         return _ok("not refused")
     allowed, seen = outcome.whitelist, outcome.client_ip
@@ -625,7 +628,8 @@ def _look_into(path: Path, account: str) -> _Finding:
         return _wrong(f"{path}: cannot be made", "make its folder, writable for you")
     phases = _count_open(path, account)
     facts = {phase: phases[phase] for phase in sorted({*OPEN, Phase.SENT})}
-    told = ", ".join(f"{count} {phase}" for phase, count in facts.items())
+    told = ", ".join(f"{n} {phase}" for phase, n in facts.items() if n)
+    told = told or "nothing is open"
     remedies: list[str] = []
     if sum(phases[phase] for phase in OPEN):
         remedies += ["agentapi payments settle finds out, payments decide tells"]

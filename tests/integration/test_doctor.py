@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import ssl
 import stat
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,7 +22,7 @@ import redis.asyncio
 import trustme
 from click.testing import CliRunner
 
-from aio_agentapi import SessionManager, SqliteStore
+from aio_agentapi import Session, SessionManager, SqliteStore
 from aio_agentapi.cli._main import main
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.redis import RedisGate
@@ -134,14 +136,17 @@ def of(box: Sandbox, name: str = "operator", **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def paying(box: Sandbox, journal: Path) -> AsyncGenerator[int]:
+async def paying(
+    box: Sandbox, journal: Path, account: str | None = None
+) -> AsyncGenerator[tuple[Session, int]]:
     """Let a program pay into a journal, while the test runs; tell it a user."""
-    store = SqliteStore(journal)
-    async with SessionManager(box.base_url, store=store) as manager:
-        session = manager.session(box.token("operator"))
+    token, store = box.token("operator"), SqliteStore(journal)
+    accounts = {} if account is None else {account: token}
+    async with SessionManager(box.base_url, accounts=accounts, store=store) as manager:
+        session = manager.session(token)
         user = (await session.users.create("anna")).user_code
         await session.wallets.deposit(user, 100)
-        yield user
+        yield session, user
 
 
 async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
@@ -149,7 +154,8 @@ async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(redis_server())
         journal = tmp_path / "journal.db"
-        box.play("operator", await stack.enter_async_context(paying(box, journal)), 4)
+        _, user = await stack.enter_async_context(paying(box, journal))
+        box.play("operator", user, 4)
         gate = RedisGate.factory(store.url, lease=1.0, heartbeat=0.25)
         manager = SessionManager(box.base_url, gate=gate)
         await stack.enter_async_context(manager)
@@ -266,9 +272,10 @@ async def test_a_name_that_nobody_has() -> None:
 
 
 async def test_nobody_listens() -> None:
-    """The port is closed."""
-    told = await examine(at("http://127.0.0.1:9"))
+    """The port is closed; a token that strayed into the path is not told."""
+    told = await examine(at(f"http://127.0.0.1:9/{TOKEN}"))
     told.wrong("connection", "127.0.0.1 port 9: Connection refused", "host and port")
+    assert told.rows["base_url"]["told"] == "http://127.0.0.1:9/***"
 
 
 async def test_an_address_that_is_not_ours(box: Sandbox, tmp_path: Path) -> None:
@@ -313,9 +320,17 @@ async def test_certificates(tmp_path: Path) -> None:
 
 async def test_no_tls_there() -> None:
     """The base URL says https, and the port does not speak it."""
-    async with serving(answering(b"hello")) as url:
+
+    async def refuse(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with serving(refuse) as url:
         told = await examine(at(url.replace("http:", "https:")))
-    told.wrong("tls", "not agreed on", "speaks TLS")
+    told.wrong("tls", "not agreed on: WRONG_VERSION_NUMBER", "speaks TLS")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -335,7 +350,7 @@ async def test_a_service_that_hangs(scheme: str) -> None:
         told.wrong("answer", "no answer in time", "ask its people")
         assert told.rows["clock"]["state"] == "skipped"
     else:
-        told.wrong("tls", "not agreed on", "in between")
+        told.wrong("tls", "not agreed on: no answer", "in between")
 
 
 async def test_a_page_instead_of_an_answer() -> None:
@@ -424,7 +439,7 @@ async def test_the_clock() -> None:
 
 async def test_the_zone(box: Sandbox, tmp_path: Path) -> None:
     """As the times of those who play tell it."""
-    async with paying(box, tmp_path / "journal.db") as user:
+    async with paying(box, tmp_path / "journal.db") as (_, user):
         box.play("operator", user, 4)
     box.switches = Switches(zone="Asia/Seoul")
     told = await examine(of(box))
@@ -539,12 +554,10 @@ async def test_a_payment_that_is_unknown(box: Sandbox, tmp_path: Path) -> None:
     """It is counted, also while the program that paid runs; nothing is settled."""
     journal = tmp_path / "journal.db"
     env = of(box, AGENTAPI_JOURNAL=str(journal))
-    async with paying(box, journal) as user:
-        async with SessionManager(box.base_url, store=SqliteStore(journal)) as manager:
-            box.faults.drop_after("wallet/deposit", times=1)
-            session = manager.session(box.token("operator"))
-            with pytest.raises(OutcomeUnknownError):
-                await session.wallets.deposit(user, 1)
+    async with paying(box, journal) as (session, user):
+        box.faults.drop_after("wallet/deposit", times=1)
+        with pytest.raises(OutcomeUnknownError):
+            await session.wallets.deposit(user, 1)
         told = await examine(env)
         told.wrong("journal", "1 unknown", "payments settle")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -586,3 +599,61 @@ async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
     )
     told = await examine(of(box, PYTHONPATH=str(tmp_path)), process=True)
     told.wrong("versions", "aiohttp 3.1.0", "pip install -U 'aiohttp>=")
+
+
+async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
+    """What opens it is not waited for, also at the end of the program."""
+    journal = tmp_path / "journal.db"
+    os.mkfifo(journal, 0o600)
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(journal)), process=True)
+    told.wrong("journal", "not done in time", "slow")
+
+
+async def test_whoever_has_read_enough(box: Sandbox) -> None:
+    """Nobody reads what it says: no traceback, and no fault."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aio_agentapi.cli", "doctor"),
+        env={**os.environ, **_PLAIN, **of(box), "XDG_CONFIG_HOME": "/nonexistent"},
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    assert (await process.communicate(), process.returncode) == ((None, b""), 0)
+
+
+async def test_the_page_is_true(box: Sandbox, tmp_path: Path) -> None:
+    """Every check, in its order, and what the doctor says of a case of two faults."""
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    section = page.partition("## The doctor")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == _CHECKS
+    journal, config = tmp_path / "payments.db", tmp_path / "config.toml"
+    async with paying(box, journal, "eur") as (session, user):
+        box.faults.drop_after("wallet/deposit", times=1)
+        with pytest.raises(OutcomeUnknownError):
+            await session.wallets.deposit(user, 1)
+    box.allow("operator", "203.0.113.9")
+    config.write_text(
+        f'base_url = "{box.base_url}"\njournal = "payments.db"\n'
+        '[accounts.eur]\ntoken_env = "EUR_TOKEN"\n'
+    )
+    token, proxy = box.token("operator"), "http://proxy.example.com:3128"
+    env = {"EUR_TOKEN": token, "https_proxy": proxy}
+    args = ("--config", config, "--account", "eur")
+    told = await examine(env, *args, secrets=(token,))
+    shown = re.findall(
+        r"^    ((?:ok|note|wrong|skipped| +->) .*)", section, re.MULTILINE
+    )
+    assert [_bare(line) for line in shown] == [
+        _bare(line).replace(str(tmp_path), "/tmp/shop")  # noqa: S108 - as on the page
+        for line in told.text.splitlines()
+    ]
+
+
+def _bare(line: str) -> str:
+    """Return a line without what differs from run to run."""
+    told = re.sub(r"\bahead\b", "behind", line)
+    if "versions" in line:
+        return re.sub(r"[\d.]+", "#", told)
+    return re.sub(r":\d{4,}|port \d+|[\d.]+ (?=m?s\b)", "#", told)
