@@ -303,12 +303,18 @@ class LocalGate:
         """Wait for a permit; see :meth:`Gate.acquire`."""
         if self._closed:
             raise _closed()
-        queue = self._queue(lane)
-        if not self._free.locked():
+        queue = self._interactive if lane == "interactive" else self._batch
+        # What free.locked() says, for a third of its price.
+        if self._in_use + self._kept_back + self._lingering < self._limit:
             # Nobody waits beside a free permit, so nobody is overtaken. Does not
             # suspend: it is not locked.
             await self._free.acquire()
-            self._admit(queue)
+            # As _admit() does: a frame less for most calls.
+            queue.in_use += 1
+            self._in_use += 1
+            self._admitted += 1
+            if self._in_use > self._peak:  # noqa: PLR1730 - half the cost of max()
+                self._peak = self._in_use
             return
         if self._kept_back and not (self._in_use or self._waiting or again):
             # Nothing of ours will complete, so there is nothing to wait for.
@@ -342,7 +348,8 @@ class LocalGate:
 
     def release(self, lane: Lane, took: float | None = None) -> None:
         """Give a permit back; see :meth:`Gate.release`."""
-        self._leave(self._queue(lane))
+        queue = self._interactive if lane == "interactive" else self._batch
+        self._leave(queue)
         if took is not None:
             self._learn(took)
         self._put()

@@ -66,18 +66,18 @@ class Setting:
         return f"{self.latency * 1e3:.0f} ms, {where}, {self.loop}{small}"
 
 
-TWO = (BARE, OURS)
+FEW = (BARE, OURS, "by hand")
 ALL = tuple(CLIENTS)
 SETTINGS = (
     Setting("asyncio", tls=False, latency=0.0, names=ALL),
     Setting("asyncio", tls=False, latency=0.02, names=ALL),
     Setting("asyncio", tls=False, latency=0.1, names=ALL),
-    Setting("uvloop", tls=False, latency=0.0, names=TWO),
-    Setting("uvloop", tls=False, latency=0.02, names=TWO),
-    Setting("uvloop", tls=False, latency=0.1, names=TWO),
-    Setting("asyncio", tls=True, latency=0.0, names=TWO),
-    Setting("uvloop", tls=True, latency=0.0, names=TWO),
-    Setting("asyncio", tls=False, latency=0.0, names=TWO, small_read=True),
+    Setting("uvloop", tls=False, latency=0.0, names=FEW),
+    Setting("uvloop", tls=False, latency=0.02, names=FEW),
+    Setting("uvloop", tls=False, latency=0.1, names=FEW),
+    Setting("asyncio", tls=True, latency=0.0, names=FEW),
+    Setting("uvloop", tls=True, latency=0.0, names=FEW),
+    Setting("asyncio", tls=False, latency=0.0, names=FEW, small_read=True),
 )
 
 

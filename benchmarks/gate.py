@@ -489,7 +489,73 @@ async def scale_of(kind: Kind, count: int) -> None:
     row(kind.name, *cells)
 
 
-ALL = (abandoned, foreign, lag, recovery, starvation, scale)
+async def parts() -> None:
+    """Print what a permit costs: free, with others in line, and left by a cancel."""
+    table("microseconds", "free", "10,000 waiting", "cancel, oldest first", "newest")
+    for kind in KINDS:
+        if kind.name in {"LocalGate", "asyncio.Semaphore"}:
+            row(kind.name, *[f"{cost:.2f}" for cost in await costs(kind, 10_000)])
+
+
+async def costs(kind: Kind, count: int) -> list[float]:
+    """Return medians, each less what the same tasks take without a gate."""
+    found: list[list[float]] = [[], [], [], []]
+    # The collector's part depends on what else a program holds.
+    gc.collect()
+    gc.disable()
+    for _ in range(9):
+        gate = kind.make()
+        began = time.process_time()
+        for _ in range(100_000):
+            await kind.acquire(gate)
+            kind.release(gate)
+        found[0].append((time.process_time() - began) / 100_000 * 1e6)
+        began = time.process_time()
+        await asyncio.gather(*(past() for _ in range(count)))
+        between = time.process_time()
+        await asyncio.gather(*(through(kind, gate) for _ in range(count)))
+        took = time.process_time() - between - (between - began)
+        found[1].append(took / count * 1e6)
+        for place, newest in ((2, False), (3, True)):
+            found[place].append(await left(kind, count, newest=newest))
+    gc.enable()
+    return [statistics.median(values) for values in found]
+
+
+async def past() -> None:
+    """Go where there is no gate."""
+
+
+async def through(kind: Kind, gate: Any) -> None:
+    """Go through a gate."""
+    await kind.acquire(gate)
+    kind.release(gate)
+
+
+async def left(kind: Kind, count: int, *, newest: bool) -> float:
+    """Return the microseconds of a cancel in a line, less those of a plain one."""
+    loop = asyncio.get_running_loop()
+
+    async def held(future: asyncio.Future[None]) -> None:
+        await future
+
+    async def cancel(calls: list[Coroutine[Any, Any, None]]) -> float:
+        tasks = [loop.create_task(call) for call in calls]
+        await asyncio.sleep(0)
+        began = time.process_time()
+        for task in reversed(tasks) if newest else tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return (time.process_time() - began) / count * 1e6
+
+    gate = kind.make()
+    for _ in range(LIMIT):
+        await kind.acquire(gate)
+    alone = await cancel([held(loop.create_future()) for _ in range(count)])
+    return await cancel([through(kind, gate) for _ in range(count)]) - alone
+
+
+ALL = (parts, abandoned, foreign, lag, recovery, starvation, scale)
 
 
 async def main() -> None:
