@@ -41,7 +41,10 @@ napoleon_custom_sections = ["Source"]
 # What others document, since nothing is looked up in the network, and what is
 # shown by its name alone: type variables, and what only we make.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections|datetime|decimal|os|pathlib|pytest|redis|ssl)\..*"),
+    (
+        r"py:.*",
+        r"(asyncio|collections|datetime|decimal|os|pathlib|pytest|redis|ssl)\..*",
+    ),
     (r"py:.*", r"(ellipsis|Decimal|RedisError|CoroutineType|UserCode|Callable\[\[\])"),
     (r"py:.*", r"aio_agentapi\._batch\.[AT]"),
     (r"py:.*", r"aio_agentapi\._journal\.(Cursor|Store)"),
