@@ -38,7 +38,7 @@ def draw(
         f"{html.escape(title)}</text>",
         (
             f'<text x="16" y="46" font-size="12" fill="#57606a">'
-            f"{html.escape(subtitle)}; medians, the line is the range</text>"
+            f"{html.escape(subtitle)}. Medians; the line is the range.</text>"
         ),
     ]
     for number, (name, values) in enumerate(figures.items()):
