@@ -161,6 +161,8 @@ class _Token:
 
 
 _INFO: Final = Operation(name="agents.info", effect="read", returns=AgentInfo)
+# One for all calls: a hundred thousand may wait, and each would keep a body.
+_OWN: Final = Query(_INFO, {})
 _CREATE: Final = Operation(name="agents.create", effect="create", returns=NewAgent)
 _LIST: Final = Operation(name="agents.list", effect="read", returns=_Page)
 _UPDATE: Final = Operation(name="agents.update", effect="idempotent", returns=Agent)
@@ -186,7 +188,7 @@ class Agents:
         Source:
             Contract 5, agents: ``agent/info``.
         """
-        return await self._channel.call(Query(_INFO, {}))
+        return await self._channel.call(_OWN)
 
     async def create(
         self,
