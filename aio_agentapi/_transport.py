@@ -234,8 +234,9 @@ class Transport:
             # As aiohttp's session names it.
             raise aiohttp.ConnectionTimeoutError from None
         protocol = connection.protocol
-        if protocol is None or protocol.transport is None:
-            # It was there, and has gone in the same turn.
+        # It has gone in the same turn, or something came that nobody had asked for,
+        # which would be taken for the answer.
+        if protocol is None or protocol.transport is None or protocol.should_close:
             connection.close()
             raise _NoConnectionError
         protocol.set_response_params(read_until_eof=True)

@@ -14,7 +14,7 @@ import pytest
 
 from aio_agentapi import Secret, Settings
 from aio_agentapi._transport import Answer, Sending, Transport
-from aio_agentapi.errors import DecodeError, OutcomeUnknownError
+from aio_agentapi.errors import DecodeError, NotSentError, OutcomeUnknownError
 from tests.conftest import TOKEN
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -249,5 +249,18 @@ async def test_what_is_dropped_ends_its_connection() -> None:
         sending.drop()
         sending.drop()
         server.pieces = [OK]
+        assert await send(transport) == (200, b"{}")
+        assert server.connections == 2
+
+
+async def test_what_nobody_asked_for_is_no_answer() -> None:
+    """A second answer on an idle connection: the next request has another one."""
+    late = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+    async with served(OK, late, pause=0.02) as server, sender(server) as transport:
+        assert await send(transport) == (200, b"{}")
+        await asyncio.sleep(0.1)
+        server.pieces = [OK]
+        with pytest.raises(NotSentError):
+            await send(transport)
         assert await send(transport) == (200, b"{}")
         assert server.connections == 2
