@@ -78,7 +78,8 @@ class Sending:
     # What the short road keeps between two calls.
     connection: aiohttp.connector.Connection | None = None
     status: int = 0
-    pieces: list[bytes] = attrs.field(factory=list)
+    # Not shown: it may be the token of a new account.
+    pieces: list[bytes] = attrs.field(factory=list, repr=False)
     length: int = 0
 
     def read(self) -> int:
@@ -271,6 +272,10 @@ class Transport:
             if sending.length > limit:
                 raise _TooLargeError
         sending.connection = None
+        transport = connection.transport
+        if transport is not None and transport.get_write_buffer_size():
+            # Answered before it was all sent: the rest would go before the next one.
+            connection.close()
         connection.release()
         return Answer(sending.status, b"".join(sending.pieces))
 
