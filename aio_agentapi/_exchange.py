@@ -147,7 +147,10 @@ class Exchange(Generic[T]):
             await self._carry_out()
         except BaseException as error:
             if not self.ended:
-                if isinstance(error, Exception) or not self.sending.connected:
+                if not self.sending.connected:
+                    late = NotSentError("no connection in time. Nothing was sent")
+                    self._abandon(late if self._interrupted else None)
+                elif isinstance(error, Exception):
                     self._abandon(None)
                 else:
                     self._go_on()

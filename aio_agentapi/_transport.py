@@ -10,6 +10,7 @@ traceback leads to a frame of aiohttp. The same is done for a cancellation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
@@ -114,7 +115,7 @@ _REQUEST: Final = aiohttp.ClientSession._request  # noqa: SLF001 # pyright: igno
 
 class _Connector(aiohttp.TCPConnector):
     """
-    Connections that tell who got one.
+    Connections that are fit for a request, and tell who got one.
 
     Only who got one can have sent anything. It is noted by the task, which aiohttp
     connects in: a context may be shared by several.
@@ -128,11 +129,27 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> aiohttp.connector.Connection:
-        connection = await super().connect(req, traces, timeout)
+        connection = await self.fit(req, traces, timeout)
         sending = self.without.pop(asyncio.current_task(), None)
         if sending is not None:
             sending.connected = True
         return connection
+
+    async def fit(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as above
+    ) -> aiohttp.connector.Connection:
+        """Connect, and close what has something on it that nobody had asked for."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            # aiohttp looks when a connection is given back, and not when it is taken:
+            # an answer that came meanwhile would be taken for the next request's.
+            if protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
 
 
 @attrs.define(eq=False, repr=False)
@@ -166,7 +183,9 @@ class Transport:
     def sending(self) -> Sending:
         """Return the beginning of a request."""
         if self._http is None and not self._closed:
-            self._open()
+            # What is wrong here is told by send(), where the permit has an owner.
+            with contextlib.suppress(Exception):
+                self._open()
         short = self._template is not None
         return Sending(short and aiohttp.ClientSession._request is _REQUEST)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
 
@@ -210,8 +229,12 @@ class Transport:
             sending.drop()
             end: BaseException = self._translate(error, sending)
         except BaseException as error:  # noqa: BLE001 - a cancellation, or an interrupt
-            end = type(error)(*error.args)
             sending.pause()
+            try:
+                end = type(error)(*error.args)
+            except Exception:  # noqa: BLE001 - a class that is not made of its args
+                end = error.with_traceback(None)
+                end.__cause__ = end.__context__ = None
         # Without the frames of the old.
         raise end
 
@@ -235,9 +258,8 @@ class Transport:
             # As aiohttp's session names it.
             raise aiohttp.ConnectionTimeoutError from None
         protocol = connection.protocol
-        # It has gone in the same turn, or something came that nobody had asked for,
-        # which would be taken for the answer.
-        if protocol is None or protocol.transport is None or protocol.should_close:
+        if protocol is None or protocol.transport is None:
+            # It was there, and has gone in the same turn.
             connection.close()
             raise _NoConnectionError
         protocol.set_response_params(read_until_eof=True)
@@ -338,9 +360,8 @@ class Transport:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=timeout,
         )
-        # Not by ours, which costs more: the short road knows what it gets.
-        connect = super(_Connector, connector).connect
-        self._connect = partial(connect, traces=[], timeout=timeout)
+        # The short road knows what it gets, and needs no note of it.
+        self._connect = partial(connector.fit, traces=[], timeout=timeout)
         if settings.proxy is None and not http.trace_configs:
             self._template = aiohttp.ClientRequest(
                 "POST",

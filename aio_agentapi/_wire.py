@@ -7,7 +7,8 @@ binary float: the decoder hands every number with a dot to Decimal as text.
 Records are structured three times at most. msgspec makes those that need nothing but
 its own types while it reads the text, in a quarter of the time: what it takes is what
 the next pass would give, but for numbers in quotes that are none and times without a
-zone, which are looked for. The next takes what any generation of the service writes,
+zone, which are looked for, and for what a time has beyond the microsecond, which it
+rounds. The next takes what any generation of the service writes,
 and stops at the first thing wrong; only the last names all of it.
 """
 

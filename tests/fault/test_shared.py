@@ -55,6 +55,12 @@ async def until(true: Callable[[], bool], seconds: float = 10.0) -> float:
     return time.monotonic() - began
 
 
+def sharer(box: SandboxProcess, store: RedisServer, **more: Any) -> dict[str, Any]:
+    """Return what a process that shares the operator's budget is told."""
+    where = {"url": store.url, "base_url": box.base_url}
+    return {**where, "token": box.tokens["operator"], "terms": TERMS, **more}
+
+
 async def until_alone(client: Redis) -> None:
     """Wait until nobody else is connected to a store."""
     async with asyncio.timeout(5):
@@ -65,15 +71,7 @@ async def until_alone(client: Redis) -> None:
 async def fire(box: SandboxProcess, store: RedisServer, seconds: float) -> None:
     """Let four processes call while everything goes wrong; count at the service."""
     dice = random.Random(6)  # noqa: S311 - what goes wrong when
-    token = box.tokens["operator"]
-    told: dict[str, Any] = {
-        "url": store.url,
-        "base_url": box.base_url,
-        "token": token,
-        "terms": TERMS,
-        "workers": 200,
-        "shift": 3600,
-    }
+    told = sharer(box, store, workers=200, shift=3600)
     workers = [await Worker.start(**told) for _ in range(4)]
     end = time.monotonic() + seconds
     kinds = ["kill", "stop", "restart", "pause"]
@@ -126,12 +124,7 @@ async def test_a_process_that_was_stopped_for_too_long_is_counted(
 ) -> None:
     """Longer than its quarantine: no call fails, and what was over is said."""
     terms = {"lease": 0.6, "heartbeat": 0.1, "quarantine": 0.2}
-    told: dict[str, Any] = {
-        "url": store.url,
-        "base_url": box.base_url,
-        "token": box.tokens["operator"],
-        "terms": terms,
-    }
+    told = sharer(box, store, terms=terms)
     first = await Worker.start(**told, workers=100)
     second = await Worker.start(**told)
     while (await first.ask("state"))["limit"] < 45:
@@ -186,12 +179,7 @@ async def test_an_idle_process_leaves_the_budget_to_a_busy_one(
     box: SandboxProcess, store: RedisServer
 ) -> None:
     """45 of 50 soon, though three others have used theirs just now."""
-    told: dict[str, Any] = {
-        "url": store.url,
-        "base_url": box.base_url,
-        "token": box.tokens["operator"],
-        "terms": TERMS,
-    }
+    told = sharer(box, store)
     workers = [await Worker.start(**told) for _ in range(4)]
     for worker in workers[1:]:
         await worker.ask("lateness", count=2, pause=0.0)
@@ -210,12 +198,7 @@ async def test_small_ones_are_not_behind_the_queue_of_a_large_one(
     box: SandboxProcess, store: RedisServer
 ) -> None:
     """Max-min: ten callers each get ten permits, a thousand get what is left."""
-    told: dict[str, Any] = {
-        "url": store.url,
-        "base_url": box.base_url,
-        "token": box.tokens["operator"],
-        "terms": TERMS,
-    }
+    told = sharer(box, store)
     large = await Worker.start(**told, workers=1000)
     small = [await Worker.start(**told, workers=10) for _ in range(3)]
     async with asyncio.timeout(10):
@@ -240,12 +223,7 @@ async def test_cancellations_leave_the_capacity_as_it_was(
 ) -> None:
     """10,000 calls in four processes, each cancelled at a moment of its own."""
     token = box.tokens["operator"]
-    told = {
-        "url": store.url,
-        "base_url": box.base_url,
-        "token": token,
-        "terms": TERMS,
-    }
+    told = sharer(box, store)
     workers = [await Worker.start(**told) for _ in range(4)]
     storms = await asyncio.gather(*(w.ask("storm", count=2_500) for w in workers))
     assert sum(each["cancelled"] for each in storms) > 5_000

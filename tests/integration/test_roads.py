@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,11 +14,18 @@ import aiohttp
 import attrs
 import pytest
 
-from aio_agentapi import Secret, Settings
+from aio_agentapi import Secret, SessionManager, Settings
 from aio_agentapi._transport import Answer, Sending, Transport
-from aio_agentapi.errors import DecodeError, NotSentError, OutcomeUnknownError
+from aio_agentapi.errors import (
+    AgentAPIError,
+    DecodeError,
+    NotSentError,
+    OutcomeUnknownError,
+)
 from tests.conftest import TOKEN
+from tests.leak import is_in, told
 
+NEW = "99999999-8888-7777-6666-abcdefabcdef"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -253,14 +262,112 @@ async def test_what_is_dropped_ends_its_connection() -> None:
         assert server.connections == 2
 
 
-async def test_what_nobody_asked_for_is_no_answer() -> None:
+async def test_what_nobody_asked_for_is_no_answer(road: str) -> None:
     """A second answer on an idle connection: the next request has another one."""
     late = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
     async with served(OK, late, pause=0.02) as server, sender(server) as transport:
         assert await send(transport) == (200, b"{}")
         await asyncio.sleep(0.1)
         server.pieces = [OK]
-        with pytest.raises(NotSentError):
-            await send(transport)
-        assert await send(transport) == (200, b"{}")
+        for _ in range(2):
+            assert await send(transport) == (200, b"{}"), road
         assert server.connections == 2
+
+
+async def test_an_answer_before_its_request_is_sent() -> None:
+    """What is left of the request would go before the next one: not on that way."""
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            if b"Content-Length: 2\r\n" not in head:
+                # It reads no more of this one.
+                await done.wait()
+        writer.close()
+
+    done = asyncio.Event()
+    listening = await asyncio.start_server(hasty, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    server = Server(base_url=f"http://127.0.0.1:{port}")
+    async with listening, sender(server) as transport:
+        try:
+            assert await send(transport, b"x" * 30_000_000) == (200, b"{}")
+            async with asyncio.timeout(5):
+                assert await send(transport) == (200, b"{}")
+        finally:
+            done.set()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_half_an_answer_is_in_no_frame(*, leaves: bool) -> None:
+    """The token of a new account may be in it."""
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + NEW.encode()
+    async with (
+        served(half, pause=0.1, hang_up=True) as server,
+        SessionManager(server.base_url, settings=Settings(drain=0)) as manager,
+    ):
+        call = asyncio.ensure_future(manager.session(TOKEN).agents.create("shop_7"))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.03)
+        if leaves:
+            call.cancel()
+        with pytest.raises((OutcomeUnknownError, asyncio.CancelledError)) as caught:
+            await call
+        assert not is_in(told(caught.value), NEW)
+
+
+class Alarm(BaseException):
+    """What the handler of a signal raises."""
+
+    def __init__(self, *, seconds: int) -> None:
+        super().__init__("alarm", seconds)
+
+
+async def test_an_interrupt_of_any_class_reaches_the_caller() -> None:
+    """Also one that is not made of its ``args``."""
+    async with (
+        served() as server,
+        SessionManager(server.base_url, settings=Settings(drain=0)) as manager,
+    ):
+        task = asyncio.ensure_future(manager.session(TOKEN).agents.info())
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        coroutine: Any = task.get_coro()
+        with pytest.raises(Alarm):
+            coroutine.throw(Alarm(seconds=1))
+        task.cancel()
+        await asyncio.wait([task])
+        # Its coroutine was ended by hand.
+        assert isinstance(task.exception(), RuntimeError)
+
+
+async def test_a_transport_that_cannot_be_opened_loses_no_permit() -> None:
+    """What aiohttp says of a setting is told, and the gate is whole."""
+    wrong: Any = "no context"
+    async with SessionManager(
+        "http://127.0.0.1:9", settings=Settings(ssl=wrong, attempts=1)
+    ) as manager:
+        session = manager.session(TOKEN)
+        for _ in range(2):
+            with pytest.raises(AgentAPIError, match="TypeError"):
+                await session.agents.info()
+        assert session.gate.statistics().in_use == 0
+
+
+async def test_a_connection_that_is_not_had_in_time_is_told_as_that() -> None:
+    """The caller's own time was over; nobody has cut anything."""
+    with contextlib.ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket())
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        settings = Settings(timeout=0.2, attempts=1)
+        async with SessionManager(url, settings=settings) as manager:
+            with pytest.raises(NotSentError, match="no connection in time"):
+                await manager.session(TOKEN).agents.info()
