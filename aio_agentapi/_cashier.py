@@ -119,6 +119,8 @@ class Entry:
         self._written = asyncio.ensure_future(
             self._cashier.store.write([verdict], self._cashier.clock)
         )
+        if phase is Phase.UNKNOWN and self._cashier.on_unknown is not None:
+            self._cashier.on_unknown(self.intent)
 
 
 @attrs.define(eq=False)
@@ -150,6 +152,8 @@ class Cashier:
     clock: Callable[[], float] = time.time
     # Told of each payment, before it is sent.
     on_payment: Callable[[], None] | None = attrs.field(init=False, default=None)
+    # Told of each payment whose outcome nobody knows any more.
+    on_unknown: Callable[[Intent], None] | None = attrs.field(init=False, default=None)
     _lines: dict[UserCode, _Line] = attrs.field(init=False, factory=dict)
     _pruned: float = attrs.field(init=False, default=0.0)
     # What is being written down, and what of it nobody waits for any more.

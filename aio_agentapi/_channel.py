@@ -98,7 +98,7 @@ _POLL_AT_MOST: Final = 0.25
 class Home:
     """The event loop and the process that a manager lives in."""
 
-    _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
+    loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _process: int = attrs.field(init=False, default=0)
 
     def check(self) -> asyncio.AbstractEventLoop:
@@ -109,13 +109,13 @@ class Home:
             UsageError: Another loop, or a forked process. Nothing was sent.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop, self._process = loop, os.getpid()
+        if self.loop is None:
+            self.loop, self._process = loop, os.getpid()
         # The process first: a fork's loop is another one as well.
         if self._process != os.getpid():
             msg = "the manager was made before a fork: make one in each process"
             raise UsageError(msg)
-        if self._loop is not loop:
+        if self.loop is not loop:
             msg = "the manager belongs to another event loop: make one in each loop"
             raise UsageError(msg)
         return loop
@@ -133,7 +133,7 @@ class _Closing:
     background: set[asyncio.Task[None]] = attrs.field(factory=set)
 
 
-class _Call:
+class Call:
     """How far one call has come: its clocks, its sendings, its doubt."""
 
     __slots__ = (
@@ -190,8 +190,7 @@ class Channel:
         Raises:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
-        again = query.operation.effect in _REPEATABLE
-        return self._run(query.operation, query.body, again=again)
+        return self._run(query.operation, query.body)
 
     async def pages(self, query: Query[P], limit: int) -> AsyncGenerator[P]:
         """
@@ -217,7 +216,7 @@ class Channel:
             if not page.list or offset >= page.total:
                 return
 
-    async def pay(self, intent: Intent) -> Moved:
+    def pay(self, intent: Intent) -> Coroutine[Any, Any, Moved]:
         """
         Move money once: in the user's turn, written down before it is sent.
 
@@ -233,28 +232,10 @@ class Channel:
         Raises:
             AgentAPIError: Any of the tree in :mod:`aio_agentapi.errors`.
         """
-        call = self._call()
-        operation, body = PAYMENTS[intent.operation], intent.body
-        try:
-            until = self._patience(call, asyncio.get_running_loop().time())
-            async with self._turn(call, intent, until):
-                entry = await self._begin(call, intent, until)
-                if entry.intent.phase is not Phase.SENT:
-                    return recall(entry.intent)
-                call.entry = entry
-                try:
-                    moved = await self._run(operation, body, again=False, call=call)
-                finally:
-                    entry.leave(running=call.left is not None)
-                await entry.written()
-                return moved
-        except AgentAPIError as error:
-            verdict = _verdict(call, operation, error)
-            _sign(verdict, call, operation, body)
-        if call.entry is not None:
-            await call.entry.written()
-        # After the block: its context would lead into the frames of a sending.
-        raise verdict
+        return self._pay(intent)
+
+    def watch_feed(self, feed: Any) -> None:  # noqa: ANN401 - of a floor above
+        """Take note that a feed is followed; nobody wants to know here."""
 
     def close(self) -> asyncio.Task[None]:
         """
@@ -316,15 +297,38 @@ class Channel:
             if (aclose := getattr(self.gate, "aclose", None)) is not None:
                 await aclose()
 
+    async def _pay(self, intent: Intent, call: Call | None = None) -> Moved:
+        call = call or Call(self._deadline())
+        operation, body = PAYMENTS[intent.operation], intent.body
+        try:
+            until = self._patience(call, asyncio.get_running_loop().time())
+            async with self._turn(call, intent, until):
+                entry = await self._begin(call, intent, until)
+                if entry.intent.phase is not Phase.SENT:
+                    return recall(entry.intent)
+                call.entry = entry
+                try:
+                    moved = await self._run(operation, body, call)
+                finally:
+                    entry.leave(running=call.left is not None)
+                await entry.written()
+                return moved
+        except AgentAPIError as error:
+            verdict = _verdict(call, operation, error)
+            _sign(verdict, call, operation, body)
+        if call.entry is not None:
+            await call.entry.written()
+        # After the block: its context would lead into the frames of a sending.
+        raise verdict
+
     async def _run(
         self,
         operation: Operation[T],
         body: Mapping[str, Json],
-        *,
-        again: bool,
-        call: _Call | None = None,
+        call: Call | None = None,
     ) -> T:
-        call = call or self._call()
+        call = call or Call(self._deadline())
+        again = operation.effect in _REPEATABLE
         try:
             text = self._wire.encode(body)
             while True:
@@ -349,14 +353,15 @@ class Channel:
         # After the block: its context would lead into the frames of a sending.
         raise verdict
 
-    def _call(self) -> _Call:
+    def _deadline(self) -> float | None:
+        """Return the loop's time until which a call that begins now may take."""
         loop = self._home.check()
         total = self.settings.deadline
-        return _Call(None if total is None else loop.time() + total)
+        return None if total is None else loop.time() + total
 
     @asynccontextmanager
     async def _turn(
-        self, call: _Call, intent: Intent, until: float | None
+        self, call: Call, intent: Intent, until: float | None
     ) -> AsyncGenerator[None]:
         """Keep the user's turn among the tasks of this process."""
         loop = asyncio.get_running_loop()
@@ -373,7 +378,7 @@ class Channel:
         finally:
             await turn.__aexit__(None, None, None)
 
-    async def _begin(self, call: _Call, intent: Intent, until: float | None) -> Entry:
+    async def _begin(self, call: Call, intent: Intent, until: float | None) -> Entry:
         """Write an intent down, as soon as no other process has the user's turn."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -395,7 +400,7 @@ class Channel:
 
     async def _read(
         self,
-        call: _Call,
+        call: Call,
         operation: Operation[T],
         text: bytes,
         place: object,
@@ -427,7 +432,7 @@ class Channel:
         raise GateTimeoutError(msg, waited=call.waited + loop.time() - began)
 
     async def _sent(
-        self, call: _Call, operation: Operation[T], text: bytes, *, again: bool
+        self, call: Call, operation: Operation[T], text: bytes, *, again: bool
     ) -> T:
         """Send once, as soon as the service has room for it."""
         loop = asyncio.get_running_loop()
@@ -437,9 +442,11 @@ class Channel:
             began = loop.time()
             until = self._patience(call, began)
             busy = call.busy is not None
-            await self.gate.acquire(lane, until, again=busy)
-            now = loop.time()
-            call.waited += now - began
+            try:
+                await self.gate.acquire(lane, until, again=busy)
+            finally:
+                now = loop.time()
+                call.waited += now - began
             if call.deadline is not None and now >= call.deadline:
                 # The permit came in time, and this task too late to use it.
                 self.gate.release(lane)
@@ -457,7 +464,7 @@ class Channel:
                 raise outcome
 
     async def _outcome(
-        self, call: _Call, exchange: Exchange[T], *, again: bool
+        self, call: Call, exchange: Exchange[T], *, again: bool
     ) -> T | BaseException:
         """Wait for what becomes of a sending, as long as the call's clocks say."""
         loop = asyncio.get_running_loop()
@@ -483,12 +490,12 @@ class Channel:
             call.sendings -= 1
         return cast("T | BaseException", outcome)
 
-    def _until(self, call: _Call, now: float) -> float:
+    def _until(self, call: Call, now: float) -> float:
         """Return the loop's time until which an answer is waited for."""
         until = now + self.settings.timeout
         return until if call.deadline is None else min(until, call.deadline)
 
-    def _patience(self, call: _Call, now: float) -> float | None:
+    def _patience(self, call: Call, now: float) -> float | None:
         """Return the loop's time until which the call may stand in line."""
         patience = self.settings.max_wait
         if patience is None:
@@ -496,7 +503,7 @@ class Channel:
         until = now + max(0.0, patience - call.waited)
         return until if call.deadline is None else min(until, call.deadline)
 
-    async def _rest(self, call: _Call, error: AgentAPIError) -> None:
+    async def _rest(self, call: Call, error: AgentAPIError) -> None:
         """Pause before the next sending; raise *error* where there is none."""
         if call.tries >= self.settings.attempts:
             raise error
@@ -514,7 +521,7 @@ class Channel:
                 await self._closing.begun.wait()
 
 
-def _no_turn(call: _Call) -> GateTimeoutError:
+def _no_turn(call: Call) -> GateTimeoutError:
     msg = "the user's payment before it has not ended in time. Nothing was sent"
     return GateTimeoutError(msg, waited=call.waited)
 
@@ -527,7 +534,7 @@ def _out_of_time(*, connected: bool) -> AgentAPIError:
 
 def _sign(
     error: AgentAPIError,
-    call: _Call,
+    call: Call,
     operation: Operation[T],
     body: Mapping[str, Json],
 ) -> None:
@@ -542,7 +549,7 @@ def _sign(
 
 
 def _verdict(
-    call: _Call, operation: Operation[T], error: AgentAPIError
+    call: Call, operation: Operation[T], error: AgentAPIError
 ) -> AgentAPIError:
     """Say of a whole call what the end of its last sending does not prove."""
     if isinstance(error, GateTimeoutError) and call.busy is not None:

@@ -64,6 +64,9 @@ class Exchange(Generic[T]):
         outcome: The record, or what is to be raised.
 
         task: What carries it out, where its caller does not.
+
+        told: Called with the outcome the moment there is one, whoever waits for it
+            or not.
     """
 
     _operation: Operation[T] = attrs.field(alias="operation")
@@ -71,8 +74,7 @@ class Exchange(Generic[T]):
     _text: bytes = attrs.field(alias="text")
     _lane: Lane = attrs.field(alias="lane")
     _desk: Exchanges = attrs.field(alias="desk")
-    # Told the outcome the moment there is one, whoever waits for it or not.
-    _told: Callable[[object], None] | None = attrs.field(alias="told")
+    told: Callable[[object], None] | None
     sending: Sending
     ended: bool = attrs.field(init=False, default=False)
     outcome: T | BaseException | None = attrs.field(init=False, default=None)
@@ -231,8 +233,8 @@ class Exchange(Generic[T]):
         self._desk.running.discard(self)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if self._told is not None:
-            self._told(outcome)
+        if self.told is not None:
+            self.told(outcome)
 
     def _expire(
         self, waiter: asyncio.Future[None], left: int, read: int, idle: int

@@ -205,6 +205,8 @@ class Ripe:
     """
 
     lag: float
+    # Up to when all rows were given, in seconds since 1970.
+    given: float | None = attrs.field(init=False, default=None)
     # The latest time of a row; and rows that were the newest, with when we saw them.
     _latest: datetime | None = attrs.field(init=False, default=None)
     _seen: deque[tuple[int, float]] = attrs.field(init=False, factory=deque)
@@ -243,6 +245,23 @@ class Ripe:
                     break
                 self._known = max(self._known, row.trans_id)
         return self._known
+
+    def gave(self, rows: list[Transaction], begun: float) -> None:
+        """
+        Take note that a reading's rows were given, as far as they are old enough.
+
+        Args:
+            rows: What it gave.
+
+            begun: When it began, in seconds since 1970.
+        """
+        left = next((row for row in rows if row.trans_id > self._known), None)
+        if left is not None:
+            self.given = left.regdate.timestamp()
+        elif len(rows) == PAGE:
+            self.given = rows[-1].regdate.timestamp()
+        else:
+            self.given = begun - self.lag
 
 
 def _is_twofold(moment: datetime) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, Self, cast
@@ -237,6 +238,16 @@ def _secret(name: str, token: str | Secret) -> Secret:
         raise UsageError(msg) from None
 
 
+def _watched(channel: Channel, base_url: str) -> Channel:
+    """Return a channel that OpenTelemetry is told of, in a program that uses it."""
+    # Whoever has set a provider has imported this; nobody else pays for the import.
+    if not {"opentelemetry.metrics", "opentelemetry.trace"} & sys.modules.keys():
+        return channel
+    from aio_agentapi import _telemetry  # noqa: PLC0415 - as above
+
+    return _telemetry.watched(channel, base_url)
+
+
 def _or_default(settings: Settings | None) -> Settings:
     return settings or Settings()
 
@@ -385,6 +396,7 @@ class SessionManager:
             Pace(settings.feed_interval),
             Cashier(self._store, self._label(secret), settings.keep_intents),
         )
+        channel = _watched(channel, self._base_url)
         settler = Settler(channel)
         channel.cashier.on_payment = settler.keep_warm
         self._channels.append(channel)

@@ -75,7 +75,7 @@ from aio_agentapi.errors import GateLostError, UsageError
 
 __all__ = ["Member", "RedisGate", "RedisGateStatistics", "RedisGates", "SharedBudget"]
 
-_log: Final = logging.getLogger("aio_agentapi.redis")
+_LOG: Final = logging.getLogger("aio_agentapi.redis")
 
 # Whatever redis-py raises, and what it lets through.
 _STORE_ERRORS: Final = (RedisError, OSError, TimeoutError, asyncio.IncompleteReadError)
@@ -339,14 +339,14 @@ class RedisGate(LocalGate):
         """
         target, self._members, self._quarantined, overdrawn, grace = answer
         if overdrawn > self._overdrawn and self._number > 1:
-            _log.warning("the shared budget was overdrawn by %d so far", overdrawn)
+            _LOG.warning("the shared budget was overdrawn by %d so far", overdrawn)
         self._overdrawn = overdrawn
         self._grace = grace / 1000
         self._failures = 0
         self._ends = report.sent + self._terms.lease - self._terms.heartbeat
         if self._lost:
             self._lost = False
-            _log.warning("the store of the shared gate answers again")
+            _LOG.warning("the store of the shared gate answers again")
         self._known = max(report.held, target)
         self.resize(target)
         # Also where the answer was under way for longer than the lease.
@@ -360,7 +360,7 @@ class RedisGate(LocalGate):
         if over and self._failures >= _FAILURES and not self._lost:
             self._lost = True
             share = min(self._terms.static_share, self._settings.limit)
-            _log.warning(
+            _LOG.warning(
                 "the store of the shared gate is gone; calls at once from here: %d",
                 share,
             )
@@ -404,7 +404,7 @@ class RedisGate(LocalGate):
                 async with asyncio.timeout(self._terms.heartbeat):
                     answer = await store.carry(self, report)
             except Exception as error:  # noqa: BLE001 - whatever ails the driver, who waits is not forgotten
-                _log.debug("the store of the shared gate: %s", type(error).__name__)
+                _LOG.debug("the store of the shared gate: %s", type(error).__name__)
                 self.failed()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause = min(self._terms.heartbeat, pause * 2)
@@ -615,7 +615,7 @@ class RedisGates:
                         gate.told(message["data"])
                     pause = _PAUSE
             except Exception as error:  # noqa: BLE001 - as in the keeper; it is tried again
-                _log.debug("news of the shared gate: %s", type(error).__name__)
+                _LOG.debug("news of the shared gate: %s", type(error).__name__)
             finally:
                 with contextlib.suppress(*_STORE_ERRORS):
                     await self._ear.aclose()

@@ -141,6 +141,7 @@ class Transactions:
         """
         settings = self._channel.settings
         feed, ripe = Feed(self._channel), Ripe(settings.feed_lag)
+        self._channel.watch_feed(ripe)
         loop = asyncio.get_running_loop()
         cursor, proved, anchored, pause = after, None, after > 0, _PAUSE
         while True:
@@ -167,6 +168,7 @@ class Transactions:
                 if cursor < row.trans_id <= bound:
                     cursor, anchored = row.trans_id, True
                     yield row
+            ripe.gave(rows, wall)
             if cursor == before:
                 await _look_ahead(feed, ripe, rows)
                 # Here, so that it is known when the next reading begins.

@@ -454,7 +454,7 @@ async def test_a_row_that_appears_late_is_waited_for(early: Switches) -> None:
             await session.wallets.deposit(here.user, 5)
         # No late answer tells it either.
         for exchange in here.session._channel._exchanges.running:
-            exchange._told = None
+            exchange.told = None
         number = caught.value.intent
         assert number is not None
         settled = await here.session.payments.settle(number)
