@@ -205,7 +205,7 @@ class Ripe:
     """
 
     lag: float
-    # Up to when all rows were given, in seconds since 1970.
+    # Up to when all rows were given, in seconds since 1970; None: nobody follows.
     given: float | None = attrs.field(init=False, default=None)
     # The latest time of a row; and rows that were the newest, with when we saw them.
     _latest: datetime | None = attrs.field(init=False, default=None)

@@ -302,7 +302,7 @@ class _Seen:
 
     # Feeds that are followed.
     feeds: _Weakly[Ripe] = attrs.field(factory=_Weakly)
-    # Payments nobody knows the outcome of by phase, at the last look; whether somebody looks now.
+    # Unknown payments by phase, at the last look; whether somebody looks now.
     unknown: Mapping[Phase, int] = attrs.field(factory=dict[Phase, int])
     looking: bool = False
 

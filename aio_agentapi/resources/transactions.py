@@ -144,37 +144,41 @@ class Transactions:
         self._channel.watch_feed(ripe)
         loop = asyncio.get_running_loop()
         cursor, proved, anchored, pause = after, None, after > 0, _PAUSE
-        while True:
-            begun, wall = loop.time(), self._channel.cashier.clock()
-            try:
-                rows = await feed.page(cursor, anchored=anchored)
-            except FeedGapError:
-                # Its row was the newest, and grew old: what came after it is younger
-                # than the last true reading.
-                if proved is None or not 0 <= wall - proved < KEPT - _MARGIN:
-                    raise
-                anchored = False
-                continue
-            except PASSING as error:
-                if pause == _PAUSE:
-                    _LOG.warning("%s; it is tried again until it works", error)
-                await asyncio.sleep(pause)
-                pause = min(_PAUSE_AT_MOST, 2 * pause)
-                continue
-            proved, pause = wall, _PAUSE
-            bound = ripe.bound(rows, begun)
-            before = cursor
-            for row in rows:
-                if cursor < row.trans_id <= bound:
-                    cursor, anchored = row.trans_id, True
-                    yield row
-            ripe.gave(rows, wall)
-            if cursor == before:
-                await _look_ahead(feed, ripe, rows)
-                # Here, so that it is known when the next reading begins.
-                await asyncio.sleep(settings.feed_interval)
-            elif len(rows) < PAGE:
-                await asyncio.sleep(settings.feed_lag)
+        try:
+            while True:
+                begun, wall = loop.time(), self._channel.cashier.clock()
+                try:
+                    rows = await feed.page(cursor, anchored=anchored)
+                except FeedGapError:
+                    # Its row was the newest, and grew old: what came after it is
+                    # younger than the last true reading.
+                    if proved is None or not 0 <= wall - proved < KEPT - _MARGIN:
+                        raise
+                    anchored = False
+                    continue
+                except PASSING as error:
+                    if pause == _PAUSE:
+                        _LOG.warning("%s; it is tried again until it works", error)
+                    await asyncio.sleep(pause)
+                    pause = min(_PAUSE_AT_MOST, 2 * pause)
+                    continue
+                proved, pause = wall, _PAUSE
+                bound = ripe.bound(rows, begun)
+                before = cursor
+                for row in rows:
+                    if cursor < row.trans_id <= bound:
+                        cursor, anchored = row.trans_id, True
+                        yield row
+                ripe.gave(rows, wall)
+                if cursor == before:
+                    await _look_ahead(feed, ripe, rows)
+                    # Here, so that it is known when the next reading begins.
+                    await asyncio.sleep(settings.feed_interval)
+                elif len(rows) < PAGE:
+                    await asyncio.sleep(settings.feed_lag)
+        finally:
+            # Whatever keeps this frame: nobody follows it any more.
+            ripe.given = None
 
     async def between(
         self, start: datetime, end: datetime
