@@ -328,15 +328,13 @@ class Channel:
         call: Call | None = None,
     ) -> T:
         call = call or Call(self._deadline())
-        again = operation.effect in _REPEATABLE
         try:
             text = self._wire.encode(body)
             while True:
                 try:
                     if operation.paced is None:
-                        return await self._sent(call, operation, text, again=again)
-                    place = (operation.name, body.get(operation.paced))
-                    return await self._read(call, operation, text, place, again=again)
+                        return await self._sent(call, operation, body, text)
+                    return await self._read(call, operation, body, text)
                 except NotSentError as error:
                     await self._rest(call, error)
                 except BusyError:
@@ -344,7 +342,7 @@ class Channel:
                     pass
                 except OutcomeUnknownError as error:
                     call.doubt = call.doubt or error
-                    if not again:
+                    if operation.effect not in _REPEATABLE:
                         raise
                     await self._rest(call, error)
         except AgentAPIError as error:
@@ -402,20 +400,19 @@ class Channel:
         self,
         call: Call,
         operation: Operation[T],
+        body: Mapping[str, Json],
         text: bytes,
-        place: object,
-        *,
-        again: bool,
     ) -> T:
         """Send once, as soon as the feed may be read again from that place."""
         loop = asyncio.get_running_loop()
+        place = (operation.name, body.get(operation.paced or ""))
         began = loop.time()
         until = self._patience(call, began)
         try:
             async with self._pace.turn(place, self._pause, until) as reading:
                 call.waited += loop.time() - began
                 try:
-                    return await self._sent(call, operation, text, again=again)
+                    return await self._sent(call, operation, body, text)
                 except (NotSentError, GateError, UsageError):
                     reading.made = False
                     raise
@@ -432,18 +429,21 @@ class Channel:
         raise GateTimeoutError(msg, waited=call.waited + loop.time() - began)
 
     async def _sent(
-        self, call: Call, operation: Operation[T], text: bytes, *, again: bool
+        self,
+        call: Call,
+        operation: Operation[T],
+        body: Mapping[str, Json],
+        text: bytes,
     ) -> T:
         """Send once, as soon as the service has room for it."""
         loop = asyncio.get_running_loop()
         lane = self.settings.lane
-        path = self.settings.paths.get(operation.name, operation.name)
+        # No more names than needed: each is kept by every call that waits.
         while True:
             began = loop.time()
             until = self._patience(call, began)
-            busy = call.busy is not None
             try:
-                await self.gate.acquire(lane, until, again=busy)
+                await self.gate.acquire(lane, until, again=call.busy is not None)
             finally:
                 now = loop.time()
                 call.waited += now - began
@@ -453,7 +453,9 @@ class Channel:
                 msg = "the deadline was over before it was sent. Nothing was sent"
                 raise GateTimeoutError(msg, waited=call.waited)
             told = None if call.entry is None else call.entry.landed
-            exchange = self._exchanges.start(operation, path, text, lane, told)
+            path = self.settings.paths.get(operation.name, operation.name)
+            exchange = self._exchanges.start(operation, path, body, text, lane, told)
+            again = operation.effect in _REPEATABLE
             outcome = await self._outcome(call, exchange, again=again)
             if not isinstance(outcome, BaseException):
                 return outcome

@@ -24,7 +24,7 @@ lost, and no caller waits for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -32,7 +32,7 @@ import attrs
 from aio_agentapi._gate import Gate
 from aio_agentapi._settings import Settings
 from aio_agentapi._transport import Sending, Transport
-from aio_agentapi._types import Lane, Operation
+from aio_agentapi._types import Json, Lane, Operation
 from aio_agentapi._wire import Wire
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -71,6 +71,7 @@ class Exchange(Generic[T]):
 
     _operation: Operation[T] = attrs.field(alias="operation")
     _path: str = attrs.field(alias="path")
+    _body: Mapping[str, Json] = attrs.field(alias="body")
     _text: bytes = attrs.field(alias="text")
     _lane: Lane = attrs.field(alias="lane")
     _desk: Exchanges = attrs.field(alias="desk")
@@ -190,6 +191,8 @@ class Exchange(Generic[T]):
             return
         took = self._loop.time() - self._began
         outcome = desk.wire.decode(self._operation, *answer, desk.transport.scrub)
+        if self._operation.echoes and not isinstance(outcome, AgentAPIError):
+            outcome = self._echoed(outcome)
         self._land(answered=True)
         if not isinstance(outcome, BusyError):
             desk.gate.release(self._lane, took)
@@ -199,6 +202,15 @@ class Exchange(Generic[T]):
             # The feed was read too early, which says nothing of the room.
             desk.gate.release(self._lane)
         self._end(outcome)
+
+    def _echoed(self, record: T) -> T | OutcomeUnknownError:
+        """Return a record that repeats what was asked for; of another's, a doubt."""
+        for member, name in self._operation.echoes.items():
+            # Where a deployment leaves it out, there is nothing to compare.
+            if getattr(record, name) not in (None, self._body[member]):
+                told = f"the answer has another {name} than was asked for"
+                return OutcomeUnknownError(f"{told}. It may have happened")
+        return record
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         """Leave nothing undone when the task has ended, however it did."""
@@ -276,6 +288,7 @@ class Exchanges:
         self,
         operation: Operation[T],
         path: str,
+        body: Mapping[str, Json],
         text: bytes,
         lane: Lane,
         told: Callable[[object], None] | None = None,
@@ -288,7 +301,9 @@ class Exchanges:
 
             path: Relative to ``/v4/``.
 
-            text: The JSON body.
+            body: What is asked for.
+
+            text: The same as JSON.
 
             lane: The lane that the permit was acquired in.
 
@@ -298,7 +313,7 @@ class Exchanges:
             The exchange; its caller waits for it, or leaves it.
         """
         sending = self.transport.sending()
-        exchange = Exchange(operation, path, text, lane, self, told, sending)
+        exchange = Exchange(operation, path, body, text, lane, self, told, sending)
         self.running.add(exchange)
         return exchange
 

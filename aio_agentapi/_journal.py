@@ -59,8 +59,12 @@ class Phase(enum.StrEnum):
     ABSENT = "absent"
 
 
-DEPOSIT: Final = Operation(name="wallets.deposit", effect="money", returns=Moved)
-WITHDRAW: Final = Operation(name="wallets.withdraw", effect="money", returns=Moved)
+DEPOSIT: Final = Operation(
+    name="wallets.deposit", effect="money", returns=Moved, echoes={"amount": "amount"}
+)
+WITHDRAW: Final = Operation(
+    name="wallets.withdraw", effect="money", returns=Moved, echoes={"amount": "amount"}
+)
 WITHDRAW_ALL: Final = Operation(
     name="wallets.withdraw_all", effect="money", returns=Moved
 )

@@ -104,12 +104,16 @@ class Operation(Generic[T]):
         paced: For a feed, which may be read again only after a while: by which
             member of the body the readings are told apart; ``""``: not at all,
             any two are. None: no feed.
+
+        echoes: Members of the body that the answer repeats, and under which name.
+            One that repeats them otherwise is the answer of something else.
     """
 
     name: str
     effect: Effect
     returns: type[T]
     paced: str | None = None
+    echoes: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
 
 @attrs.frozen

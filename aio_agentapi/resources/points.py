@@ -137,10 +137,16 @@ class _Balance:
 
 _BALANCE: Final = Operation(name="points.balance", effect="read", returns=_Balance)
 _TRANSFER: Final = Operation(
-    name="points.transfer", effect="idempotent", returns=PointMove
+    name="points.transfer",
+    effect="idempotent",
+    returns=PointMove,
+    echoes={"agent_code": "to_code", "amount": "amount", "reference": "reference"},
 )
 _RECLAIM: Final = Operation(
-    name="points.reclaim", effect="idempotent", returns=PointMove
+    name="points.reclaim",
+    effect="idempotent",
+    returns=PointMove,
+    echoes={"agent_code": "from_code", "amount": "amount", "reference": "reference"},
 )
 _HISTORY: Final = Operation(
     name="points.history", effect="read", returns=list[PointMove]

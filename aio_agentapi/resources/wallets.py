@@ -40,7 +40,6 @@ class Wallets:
 
             amount: Major units, more than zero, at most four decimals.
 
-
             key: The caller's own name for this payment, up to 255 characters, never
                 sent: the same key pays at most once, and gives what moved when it
                 did. None: no such memory.
@@ -86,7 +85,6 @@ class Wallets:
 
             amount: Major units, more than zero, at most four decimals.
 
-
             key: The caller's own name for this payment, up to 255 characters, never
                 sent: the same key pays at most once, and gives what moved when it
                 did. None: no such memory.
@@ -129,7 +127,6 @@ class Wallets:
 
         Args:
             user_code: Whose balance is emptied.
-
 
             key: The caller's own name for this payment, up to 255 characters, never
                 sent: the same key pays at most once, and gives what moved when it

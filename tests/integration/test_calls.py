@@ -20,6 +20,7 @@ from aio_agentapi import (
     State,
     TransType,
 )
+from aio_agentapi._transport import Answer, Sending, Transport
 from aio_agentapi.errors import (
     AmountError,
     CredentialError,
@@ -236,6 +237,61 @@ async def test_a_reference_moves_once(box: Sandbox, session: Session) -> None:
     with pytest.raises(InvalidError):
         await session.points.reclaim(code, 5, reference="once")
     assert await session.points.balance() == first.balance
+
+
+@pytest.mark.parametrize(
+    ("path", "was", "becomes"),
+    [
+        ("points/transfer", b'"reference":"', b'"reference":"not-'),
+        ("points/transfer", b'"amount":1.5', b'"amount":1.25'),
+        ("points/transfer", b'"to_code":', b'"to_code":1'),
+        ("points/reclaim", b'"from_code":', b'"from_code":1'),
+    ],
+)
+async def test_the_answer_of_another_call_is_asked_for_again(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, path: str, was: bytes, becomes: bytes
+) -> None:
+    """What it repeats has to be what was asked for; it moves once all the same."""
+    send, asked = Transport.send, 0
+
+    async def mixed_up(
+        self: Transport, to: str, text: bytes, sending: Sending
+    ) -> Answer:
+        nonlocal asked
+        status, answer = await send(self, to, text, sending)
+        if to == path:
+            asked += 1
+            assert was in answer
+            answer = answer.replace(was, becomes, 1) if asked == 1 else answer
+        return Answer(status, answer)
+
+    async with connect(box, "operator") as operator, connect(box, "shop_1") as shop:
+        child = box.account("shop_1").code
+        before = await shop.points.balance()
+        monkeypatch.setattr(Transport, "send", mixed_up)
+        move = await operator.points.transfer(child, "1.5")
+        assert (move.to_code, move.amount) == (child, Decimal("1.5"))
+        assert await shop.points.balance() == before + Decimal("1.5")
+        await operator.points.reclaim(child, "1.5")
+        assert await shop.points.balance() == before
+        assert asked == 2
+
+
+async def test_a_deployment_that_repeats_no_reference(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to compare, and nothing to complain of."""
+    send = Transport.send
+
+    async def silent(self: Transport, to: str, text: bytes, sending: Sending) -> Answer:
+        status, answer = await send(self, to, text, sending)
+        return Answer(status, answer.replace(b'"reference":"r-1"', b'"reference":null'))
+
+    monkeypatch.setattr(Transport, "send", silent)
+    async with connect(box, "operator") as operator:
+        child = box.account("shop_1").code
+        move = await operator.points.transfer(child, 1, reference="r-1")
+        assert move.reference is None
 
 
 async def test_points_go_only_to_direct_children(box: Sandbox) -> None:

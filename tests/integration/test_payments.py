@@ -282,6 +282,32 @@ async def test_closing_leaves_nothing_unsaid(tmp_path: Path) -> None:
     assert phases == ["not_sent"] * 4 + ["unknown"] * 2
 
 
+async def test_the_answer_of_another_payment_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another amount than was asked for: the feed says what became of it."""
+    send = Transport.send
+
+    async def mixed_up(
+        self: Transport, path: str, text: bytes, sending: Sending
+    ) -> Answer:
+        status, answer = await send(self, path, text, sending)
+        if path.startswith("wallet"):
+            answer = answer.replace(b'"amount":5', b'"amount":7')
+        return Answer(status, answer)
+
+    async with scene() as here:
+        monkeypatch.setattr(Transport, "send", mixed_up)
+        for pay in (here.session.wallets.deposit, here.session.wallets.withdraw):
+            with pytest.raises(OutcomeUnknownError, match="another amount") as caught:
+                await pay(here.user, 5)
+            intent = await here.intent(caught.value.intent)
+            assert intent.phase is Phase.UNKNOWN
+            settled = await here.session.payments.settle(intent.id)
+            assert settled.phase is Phase.CONFIRMED
+        assert here.balance == 0
+
+
 async def test_memory_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     """A crash loses what it knows: that is said at the first payment."""
     async with scene() as here:
