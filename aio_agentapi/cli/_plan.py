@@ -208,6 +208,9 @@ def _header(reader: Any, name: str) -> list[str]:  # noqa: ANN401 - csv has no n
             return header
         msg = f"{name}: unknown columns in the header: {unknown!r}"
         raise PlanError(msg)
+    if header and header[0].startswith("{"):
+        msg = f"{name}: this is JSON Lines: say --format jsonl"
+        raise PlanError(msg)
     msg = (
         f"{name}: the first line names the columns, separated by commas:"
         " agent_code,amount and, if wanted, reference"

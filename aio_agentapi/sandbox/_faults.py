@@ -25,6 +25,9 @@ Kind: TypeAlias = Literal[
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
+# Of HTTP, that an answer can have.
+_STATUSES: Final = range(200, 600)
+
 _ANSWERING: Final = frozenset({"cut_json", "html", "empty", "wrong_shape", "code"})
 
 # Contract 4: the codes that say that the call was not executed.
@@ -119,10 +122,13 @@ class Faults:
         if fault.path in self.aliases:
             fault = attrs.evolve(fault, path=self.aliases[fault.path])
         if fault.path is not None and fault.path not in ROUTES:
-            msg = f"there is no path {fault.path!r}"
+            msg = f"there is no path {fault.path!r}; there are {', '.join(ROUTES)}"
             raise ValueError(msg)
         if fault.executed is not None and fault.kind not in _ANSWERING:
             msg = f"executed: not for {fault.kind!r}, whose name says it"
+            raise ValueError(msg)
+        if fault.status is not None and fault.status not in _STATUSES:
+            msg = f"status: 200 to 599, or None, not {fault.status}"
             raise ValueError(msg)
         if fault.times is not None and fault.times < 1:
             msg = f"times: at least 1, or None, not {fault.times}"

@@ -132,6 +132,7 @@ class Office:
         owner = [
             web.get("/service", self._guarded(self._service_page)),
             web.post("/service/{act:switches|fault|clear}", self._guarded(self._serve)),
+            web.get("/service/{act:switches|fault|clear}", self._open(self._up)),
         ]
         door = [
             web.get("/login", self._open(self._login_page)),
@@ -143,6 +144,8 @@ class Office:
             web.get(place, self._guarded(self._account)),
             web.get(place + "/{what:moves|users|feed}", self._guarded(self._list)),
             web.post(place + "/{act:[a-z]+}", self._guarded(self._act)),
+            # A form that was refused leaves its address in the browser.
+            web.get(place + "/{act:[a-z]+}", self._open(self._up)),
             # A look at the head would not end.
             web.get("/events", self._guarded(self._events), allow_head=False),
             web.get("/office/{file}", self._open(self._file)),
@@ -198,12 +201,15 @@ class Office:
 
     def _viewer(self, request: web.Request) -> Viewer | None:
         """Return who looks, with what is still to be said; None: log in first."""
-        note = self._notes.take(request.query.get("note", ""))
-        if not self._login:
-            return Viewer(note=note)
-        token = self._tokens.get(request.cookies.get(_cookie(request), ""))
-        account = self._let_in(token or "")
-        return None if account is None else Viewer(account=account, note=note)
+        account = None
+        if self._login:
+            token = self._tokens.get(request.cookies.get(_cookie(request), ""))
+            account = self._let_in(token or "")
+            if account is None:
+                return None
+        # Only now, and not for a look at the head: it is said once.
+        said = request.query.get("note", "") if request.method == "GET" else ""
+        return Viewer(account=account, note=self._notes.take(said))
 
     def _let_in(self, token: str) -> Account | None:
         account = self._ledger.account_of(token)
@@ -224,6 +230,7 @@ class Office:
             text = "No active account has this name or code, and this token."
             return _page(_pages.login(Typed("login", sent, {"": text})), 403)
         response = _elsewhere("/")
+        self._tokens.take(request.cookies.get(_cookie(request), ""))
         key = self._tokens.put(token)
         response.set_cookie(_cookie(request), key, httponly=True, samesite="Strict")
         return response
@@ -235,6 +242,9 @@ class Office:
         return response
 
     # What is shown
+
+    async def _up(self, request: web.Request) -> web.Response:
+        return _elsewhere(request.path.rpartition("/")[0])
 
     async def _file(self, request: web.Request) -> web.Response:
         name = request.match_info["file"]
@@ -349,10 +359,11 @@ class Office:
         try:
             if reference is not None:
                 REFERENCE.check(reference)
-            move(above[-1], account.code, amount, reference)
         except ValueError as error:
             text = f"The reference {error}."
             raise Wrong(text) from None
+        try:
+            move(above[-1], account.code, amount, reference)
         except RefusedCall as refusal:
             if refusal.code == NO_POINTS:
                 raise Wrong(amount="There are too few points.") from None
@@ -368,13 +379,17 @@ class Office:
         return Note(f"Minted {digits(amount)}.")
 
     def _allow(self, asked: _Asked) -> Note:
-        addresses = asked.sent.get("addresses", "").split()
+        if "addresses" not in asked.sent:
+            # Blank means from anywhere; nothing means that this is not the form.
+            raise Wrong(addresses="No addresses were sent.")
+        addresses = asked.sent["addresses"].split()
         try:
             ADDRESSES.check(addresses)
         except ValueError as error:
             raise Wrong(addresses=str(error)) from None
         self._ledger.update(asked.account, None, addresses)
-        calls = f"from {len(addresses)} addresses" if addresses else "from anywhere"
+        several = "address" if len(addresses) == 1 else "addresses"
+        calls = f"from {len(addresses)} {several}" if addresses else "from anywhere"
         return Note(f"Saved: calls are accepted {calls}.")
 
     def _state(self, asked: _Asked) -> Note:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final, get_args, get_type_hints
 from urllib.parse import urlencode
@@ -196,7 +197,8 @@ def tree(
     ]
     table = _parts.table("Accounts", head, [_branch(one) for one in shown])
     onward = urlencode({"find": words, "offset": offset + PAGE}) if more else None
-    return frame("Accounts", viewer, find, table, _parts.more("/", onward))
+    found = table if shown else tag("p", "None found.")
+    return frame("Accounts", viewer, find, found, _parts.more("/", onward))
 
 
 def _branch(one: Shown) -> Html:
@@ -307,4 +309,7 @@ def _switch(form: Form, switches: Switches, name: str) -> Html:
     if words:
         options = {str(word): str(word) for word in words}
         return form.choice(name, name, options, value=value, hint=hint)
+    if kind is float:
+        # 1e-05 is not how it is typed.
+        value = f"{Decimal(value):f}"
     return form.field(name, name, value=value, hint=hint)

@@ -106,7 +106,9 @@ class Form:
             return None
         place = f"{self._name}-{name}-wrong"
         text = typed.wrong[name]
-        return tag("p", text, class_="wrong", role="alert", id=place)
+        # What is wrong with all of it has no field to take the focus there.
+        whole: dict[str, Part] = {} if name else {"tabindex": "-1", "autofocus": True}
+        return tag("p", text, class_="wrong", role="alert", id=place, **whole)
 
     def _value(self, name: str, usual: str) -> str:
         typed = self._typed

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, cast, get_args
 from urllib.parse import parse_qsl
+from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
@@ -45,18 +46,18 @@ def amount(typed: Mapping[str, str]) -> int:
     return int(str(units))
 
 
-def whole(typed: Mapping[str, str], name: str, least: int) -> int:
+def whole(typed: Mapping[str, str], name: str, least: int, most: int = _MOST) -> int:
     """Read a whole number."""
     text = typed.get(name, "").strip()
-    if not re.fullmatch("[0-9]{1,7}", text) or not least <= int(text) <= _MOST:
-        raise Wrong(**{name: f"A whole number, {least} to {_MOST}."})
+    if not re.fullmatch("[0-9]{1,7}", text) or not least <= int(text) <= most:
+        raise Wrong(**{name: f"A whole number, {least} to {most}."})
     return int(text)
 
 
 def _real(typed: Mapping[str, str], name: str, most: float = math.inf) -> float:
     text = typed.get(name, "").strip()
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or float(text) > most:
-        limit = "" if math.isinf(most) else f" to {most:g}"
+        limit = " or more" if math.isinf(most) else f" to {most:g}"
         raise Wrong(**{name: f"A number, 0{limit}."})
     return float(text)
 
@@ -68,7 +69,7 @@ def fault(typed: Mapping[str, str]) -> Fault:
     times = whole(typed, "times", 1) if typed.get("times") else None
     if kind == "busy" and times is None:
         raise Wrong(times="How often is always said for busy.")
-    status = whole(typed, "status", 200) if typed.get("status") else None
+    status = whole(typed, "status", 200, 599) if typed.get("status") else None
     if status is None and kind == "html":
         status = 502
     return Fault(
@@ -99,7 +100,10 @@ def switches(typed: Mapping[str, str]) -> Switches:
             words = {str(word): word for word in get_args(kind)}
             read[name] = words.get(text, text)
     try:
+        ZoneInfo(read["zone"])
+    except (ValueError, LookupError, OSError):
+        raise Wrong(zone=f"There is no zone {read['zone']!r}.") from None
+    try:
         return Switches(**read)
-    except (ValueError, LookupError, OSError) as error:
-        # The last two: there is no such zone.
+    except ValueError as error:
         raise Wrong(str(error)) from None

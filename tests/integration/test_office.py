@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, expect
 from aio_agentapi import Session
 from aio_agentapi.errors import CredentialError, ForbiddenError, IpNotAllowedError
 from aio_agentapi.sandbox import Sandbox, Switches
-from tests.browser import browsing, need, opened, picture
+from tests.browser import PATIENCE, browsing, need, opened, picture
 from tests.conftest import connect
 
 need()
@@ -236,6 +236,7 @@ async def test_faults_and_switches(page: Page, box: Sandbox, session: Session) -
     await page.get_by_label("zone", exact=True).fill("Mars/Olympus")
     await page.get_by_role("button", name="Set the switches").click()
     await expect(page.get_by_role("alert")).to_contain_text("Mars/Olympus")
+    await expect(page.get_by_label("zone", exact=True)).to_be_focused()
     await page.get_by_label("zone", exact=True).fill("Asia/Seoul")
     await page.get_by_label("busy_status", exact=True).select_option("503")
     await page.get_by_label("extra", exact=True).select_option("True")
@@ -244,6 +245,18 @@ async def test_faults_and_switches(page: Page, box: Sandbox, session: Session) -
     assert box.switches == Switches(
         limit=7, zone="Asia/Seoul", busy_status=503, extra=True
     )
+
+
+async def test_a_gauge_that_stands_still_says_so(browser: Browser) -> None:
+    """When the stand-in has ended; a page of it is open somewhere all day."""
+    # Not opened(): the browser complains, as it should.
+    page = await browser.new_page()
+    news = page.get_by_text("No news from the stand-in")
+    async with Sandbox() as box:
+        await page.goto(box.base_url)
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Accounts")
+        await expect(news).to_have_count(0)
+    await expect(news).to_be_visible(timeout=PATIENCE)
 
 
 async def test_a_login_shows_what_is_below_it(browser: Browser) -> None:
@@ -307,8 +320,12 @@ async def test_no_page_is_wider_than_the_screen(
         await page.goto("/")
         if scheme == "light":
             await picture(page, f"office-{name}")
-        code = box.account("operator").code
-        for path in ("/", f"/accounts/{code}", f"/accounts/{code}/moves", "/service"):
+        # The longest that the service allows, with nowhere to break.
+        box.add("n" * 50, "operator", parent="broker")
+        box.add("m" * 50, parent="n" * 50)
+        code, long = box.account("operator").code, box.account("m" * 50).code
+        pages = ("", f"accounts/{code}", f"accounts/{code}/moves", "service")
+        for path in (*(f"/{one}" for one in pages), f"/accounts/{long}"):
             await page.goto(path)
             wide = await page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, path

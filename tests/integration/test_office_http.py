@@ -46,6 +46,10 @@ class Visitor:
         """Send a form as a page of its own does."""
         return await self.post(path, form, {"Origin": self.box.base_url})
 
+    async def look(self, path: str) -> Answer:
+        """Ask for the head of a page."""
+        return await self._ask("HEAD", path, None, {})
+
     async def act(self, name: str, act: str, /, **form: str) -> Answer:
         """Send a form of the page of an account."""
         return await self.send(f"/accounts/{self.box.account(name).code}/{act}", **form)
@@ -87,6 +91,16 @@ async def guest() -> AsyncGenerator[Visitor]:
     """Visit a stand-in with one."""
     async with Sandbox(login=True) as box, visiting(box) as visitor:
         yield visitor
+
+
+async def shown(visitor: Visitor) -> dict[str, str]:
+    """Return what the form of the switches has in it."""
+    page = (await visitor.get("/service")).text
+    inputs = re.findall(r'<input value="([^"]*)" id="switches-(\w+)"', page)
+    selects = re.findall(
+        r'<select id="switches-(\w+)".*?<option value="([^"]*)" selected', page
+    )
+    return {name: value for value, name in inputs} | dict(selects)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +248,7 @@ async def test_a_move_that_is_sent_twice_moves_once(visitor: Visitor) -> None:
         ("broker", "state", {"state": "asleep"}, "is active or suspended"),
         ("broker", "token", {}, "may stop working"),
         ("broker", "foreign", {"held": "-1"}, "whole number"),
+        ("broker", "allow", {}, "No addresses were sent"),
     ],
 )
 async def test_a_form_that_cannot_be_accepted_changes_nothing(
@@ -258,6 +273,7 @@ async def test_a_form_that_cannot_be_accepted_changes_nothing(
         ({"times": "0"}, "1 to 1000000"),
         ({"kind": "delay", "executed": "no"}, "executed"),
         ({"status": "7"}, "200 to"),
+        ({"status": "600"}, "200 to"),
     ],
 )
 async def test_a_fault_that_cannot_be_is_refused(
@@ -270,6 +286,57 @@ async def test_a_fault_that_cannot_be_is_refused(
     assert list(visitor.box.faults.on) == []
     assert (await visitor.send("/service/fault", **usual)).status == 200
     assert [one.kind for one in visitor.box.faults.on] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({"zone": "Europe"}, "There is no zone"),
+        ({"zone": ""}, "There is no zone"),
+        ({"zone": "Mars/Olympus"}, "There is no zone"),
+        ({"latency": "-1"}, "A number, 0 or more"),
+    ],
+)
+async def test_a_switch_that_cannot_be_is_refused(
+    visitor: Visitor, typed: dict[str, str], said: str
+) -> None:
+    """At its own field, and without a word of the machine's folders."""
+    form = {**await shown(visitor), **typed}
+    answer = await visitor.send("/service/switches", **form)
+    assert (answer.status, said in answer.text) == (400, True)
+    assert "Errno" not in answer.text
+    assert visitor.box.switches == Switches()
+
+
+async def test_the_address_of_a_form_leads_to_its_page(visitor: Visitor) -> None:
+    """A form that was refused leaves it in the browser."""
+    code = visitor.box.account("shop_1").code
+    for path, page in (("/service/fault", "/service"), (f"/accounts/{code}/allow", "")):
+        answer = await visitor.get(path)
+        assert (answer.status, "<h1" in answer.text) == (200, True)
+        assert page in answer.text
+
+
+async def test_a_new_token_is_shown_to_who_reads_it(visitor: Visitor) -> None:
+    """A look at the head does not use it up."""
+    url = f"{visitor.box.base_url}/accounts/{visitor.box.account('shop_1').code}/token"
+    async with visitor.http.post(
+        url,
+        data={"sure": "yes"},
+        headers={"Origin": visitor.box.base_url},
+        allow_redirects=False,
+    ) as sent:
+        page = sent.headers["Location"]
+    token = visitor.box.token("shop_1")
+    assert (await visitor.look(page)).status == 200
+    assert token in (await visitor.get(page)).text
+    assert token not in (await visitor.get(page)).text
+
+
+async def test_nobody_of_that_name(visitor: Visitor) -> None:
+    """An empty table would look as if something were missing."""
+    assert "None found." in (await visitor.get("/?find=zzz")).text
+    assert "None found." not in (await visitor.get("/?find=shop")).text
 
 
 async def test_points_begin_at_the_root(visitor: Visitor) -> None:
@@ -289,14 +356,11 @@ async def test_html_without_a_status_is_a_proxys(visitor: Visitor) -> None:
 
 async def test_every_switch_keeps_its_value(visitor: Visitor) -> None:
     """A form that is sent as it is shown changes nothing."""
-    chosen = Switches(limit=3, row_delay=0.25, extra=True, busy_status=503, dates="iso")
-    visitor.box.switches = chosen
-    page = await visitor.get("/service")
-    inputs = re.findall(r'<input value="([^"]*)" id="switches-(\w+)"', page.text)
-    selects = re.findall(
-        r'<select id="switches-(\w+)".*?<option value="([^"]*)" selected', page.text
+    chosen = Switches(
+        limit=3, row_delay=0.00001, extra=True, busy_status=503, dates="iso"
     )
-    form = {name: value for value, name in inputs} | dict(selects)
+    visitor.box.switches = chosen
+    form = await shown(visitor)
     assert form.keys() == {field.name for field in attrs.fields(Switches)}
     visitor.box.switches = Switches()
     assert (await visitor.send("/service/switches", **form)).status == 200

@@ -634,8 +634,10 @@ async def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
     """Forked while a payment is under way, it outlives the parent."""
     code = OWNER.replace(
         'print("written", flush=True)',
-        "import os, time\n    if os.fork() == 0:\n        time.sleep(30)\n"
-        '        os._exit(0)\n    print("written", flush=True)',
+        "import os, time\n    if os.fork() == 0:\n"
+        # The child: it has done by now what it does after a fork.
+        '        print("written", flush=True)\n        time.sleep(30)\n'
+        "        os._exit(0)",
     )
     process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own interpreter
         [sys.executable, "-c", code, str(tmp_path / "j.db")],

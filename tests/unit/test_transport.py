@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from inspect import signature
 from typing import Any
 from unittest.mock import Mock
 
@@ -27,10 +28,11 @@ URL = "https://api.example.com/v4/agent/info"
 
 
 class Response(aiohttp.ClientResponse):
-    """aioresponses does not yet give what aiohttp 3.14 wants."""
+    """aioresponses does not yet give what aiohttp wants since 3.14."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("stream_writer", Mock())
+        if "stream_writer" in signature(aiohttp.ClientResponse).parameters:
+            kwargs.setdefault("stream_writer", Mock())
         super().__init__(*args, **kwargs)
 
 

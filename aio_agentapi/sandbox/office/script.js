@@ -23,6 +23,24 @@ function show(event) {
 
 let source = null;
 
+// Numbers that stand still would look like those of a service that is busy.
+const lost = document.createElement("p");
+lost.className = "lost";
+lost.setAttribute("role", "status");
+lost.textContent = "No news from the stand-in: the calls are shown as they were.";
+let doubt = null;
+
+function hear() {
+  clearTimeout(doubt);
+  doubt = null;
+  lost.remove();
+}
+
+function miss() {
+  // It asks again by itself where a stream has only come to its end.
+  doubt ??= setTimeout(() => document.querySelector("h1").after(lost), 5000);
+}
+
 // A browser keeps few connections to one server: a page that nobody sees has none.
 function listen() {
   if (document.hidden || gauges.size === 0) {
@@ -32,6 +50,8 @@ function listen() {
     const codes = [...gauges.keys()].map((code) => `code=${code}`);
     source = new EventSource(`/events?${codes.join("&")}`);
     source.onmessage = show;
+    source.onopen = hear;
+    source.onerror = miss;
   }
 }
 
