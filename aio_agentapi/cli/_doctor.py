@@ -227,6 +227,16 @@ class _Patient:
                 text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
         return _UUID.sub("***", text)
 
+    def hide_in(self, value: Any) -> Any:
+        if isinstance(value, str):
+            # As it can be written, whatever bytes a path has.
+            return self.hide(value).encode(errors="replace").decode()
+        if isinstance(value, Mapping):
+            return {key: self.hide_in(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide_in(each) for each in value]
+        return value
+
     def _urls(self) -> list[Any]:
         texts = [*_proxies().values()]
         if hasattr(self, "draft"):
@@ -273,7 +283,8 @@ def _number(version: str) -> list[int]:
 
 async def _config(patient: _Patient) -> _Finding:
     try:
-        patient.draft = draft = patient.read()
+        # A file may hang, and the rest is not to.
+        patient.draft = draft = await _aside(patient.read)
     except UsageError as error:
         return _wrong(str(error), "set it right in the environment or that file")
     if draft.name is None:
@@ -681,6 +692,10 @@ async def _aside(act: Callable[[], T]) -> T:
     return await asyncio.wrap_future(ended)
 
 
+async def _look_up(host: Any, port: Any, **terms: Any) -> Any:
+    return await _aside(lambda: socket.getaddrinfo(host, port, **terms))
+
+
 _Look: TypeAlias = Callable[[_Patient], Awaitable[_Finding]]
 
 # Each check, what it looks with, and those that it needs, which stand above it.
@@ -736,6 +751,10 @@ async def _check(
             return await look(patient)
     except TimeoutError:
         return _wrong("not done in time", "see what is slow above")
+    except Exception as error:  # noqa: BLE001 - the others go on, and a line says it
+        # Not its text, which may quote anything.
+        told = f"this check failed by itself ({type(error).__name__})"
+        return _wrong(told, "look at what it reads; if that is right, report it")
 
 
 @click.command()
@@ -760,7 +779,8 @@ async def doctor(context: click.Context, journal: Path | None, as_json: bool) ->
     def tell(name: str, finding: _Finding) -> None:
         if as_json:
             row = {"check": name, **attrs.asdict(finding)}
-            click.echo(patient.hide(msgspec.json.encode(row).decode()))
+            row |= {k: patient.hide_in(row[k]) for k in ("told", "remedy", "facts")}
+            click.echo(msgspec.json.encode(row).decode())
             return
         mark = click.style(f"{finding.state:<7}", fg=_COLOURS[finding.state])
         told = " ".join(finding.told.split())
@@ -768,6 +788,9 @@ async def doctor(context: click.Context, journal: Path | None, as_json: bool) ->
         if finding.remedy:
             click.echo(patient.hide(f"{'':<21}-> {finding.remedy}"))
 
+    loop: Any = asyncio.get_running_loop()
+    # The loop's own threads are waited for at the end, whoever looks up a name there.
+    loop.getaddrinfo = _look_up
     with alone():
         found = await _examine(patient, tell)
     return UNWELL if any(f.state == "wrong" for f in found) else DONE
