@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import random
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
@@ -101,6 +102,11 @@ class Home:
     loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
     _process: int = attrs.field(init=False, default=0)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its process, and not a fork of that."""
+        return self.loop is None or self._process == os.getpid()
+
     def check(self) -> asyncio.AbstractEventLoop:
         """
         Return the running loop; the first one that asks becomes the home.
@@ -112,7 +118,7 @@ class Home:
         if self.loop is None:
             self.loop, self._process = loop, os.getpid()
         # The process first: a fork's loop is another one as well.
-        if self._process != os.getpid():
+        if not self.is_here:
             msg = "the manager was made before a fork: make one in each process"
             raise UsageError(msg)
         if self.loop is not loop:
@@ -279,7 +285,8 @@ class Channel:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let something go on in the background, until the session is closed."""
-        task = self._home.check().create_task(work)
+        # Not in the context of a call, whose trace it would go on with.
+        task = self._home.check().create_task(work, context=contextvars.Context())
         self._closing.background.add(task)
         task.add_done_callback(self._closing.background.discard)
         return task

@@ -246,6 +246,11 @@ class SqliteStore(_SqlStore):
         """Whether it outlives the process; it does."""
         return True
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the file has been made."""
+        return self._path.exists()
+
     async def aclose(self) -> None:
         """Write what was handed over, and close the file; a later use opens it."""
         thread, self._thread = self._thread, None

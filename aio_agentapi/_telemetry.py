@@ -29,14 +29,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -46,7 +47,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from aio_agentapi._channel import Call, Channel
 from aio_agentapi._exchange import Exchange
 from aio_agentapi._feed import Ripe
-from aio_agentapi._journal import OPEN, Intent, Phase
+from aio_agentapi._journal import OPEN, PAYMENTS, Intent, Phase
 from aio_agentapi._settings import PATHS
 from aio_agentapi._types import Moved, Query
 from aio_agentapi.errors import (
@@ -58,7 +59,7 @@ from aio_agentapi.errors import (
 
 T = TypeVar("T")
 
-Attributes: TypeAlias = Mapping[str, str | int]
+Attributes: TypeAlias = Mapping[str, str | int | float]
 
 _LOG: Final = logging.getLogger("aio_agentapi.telemetry")
 
@@ -67,6 +68,9 @@ _SYSTEM: Final = "agentapi"
 
 # The convention's name of a method that is not on the list.
 _OTHER: Final = "_OTHER"
+
+# What in a path may be a token or a user: a UUID, and a number.
+_NAMES: Final = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b\d+\b")
 
 # Where the API has its own providers, which record nothing.
 _PLACEHOLDERS: Final = ("opentelemetry.trace", "opentelemetry.metrics")
@@ -94,6 +98,22 @@ _COUNTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "late_answers": ("{answer}", "Answers read after their caller had left"),
     }
 )
+
+
+P = ParamSpec("P")
+
+
+def _harmless(tell: Callable[P, None]) -> Callable[P, None]:
+    """Let nothing that is wrong with whoever is told reach a call or a permit."""
+
+    @wraps(tell)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            tell(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - processors and samplers are others'
+            _LOG.info("OpenTelemetry was not told: %s", type(error).__name__)
+
+    return wrapped
 
 
 class _Weakly(Generic[T]):
@@ -216,16 +236,16 @@ class _Told(Call):
     def send(self, exchange: Exchange[Any]) -> None:
         """Take note of a sending, and of its end when it comes."""
         self.running += 1
-        self.span.add_event(
+        exchange.told = partial(self._land, exchange.told)
+        self._event(
             "agentapi.sending",
             {"agentapi.attempt": self.sendings + 1, "agentapi.waited": self.waited},
         )
-        exchange.told = partial(self._land, exchange.told)
 
     def leave(self) -> None:
         """Take note that the caller has gone, and that what he sent goes on."""
         self.happened, self.late = "maybe", True
-        self.span.add_event("agentapi.left_running")
+        self._event("agentapi.left_running")
 
     def end(self, outcome: str, error: BaseException | None) -> Attributes:
         """
@@ -241,17 +261,25 @@ class _Told(Call):
             "agentapi.happened": self.happened,
             **(_answer(error) if self.sendings or error else {}),
         }
+        self._describe(told, failed=error is not None)
+        self.ended = time.time_ns()
+        self._hand_over()
+        return told
+
+    @_harmless
+    def _event(self, name: str, told: Attributes | None = None) -> None:
+        self.span.add_event(name, told)
+
+    @_harmless
+    def _describe(self, told: Attributes, *, failed: bool) -> None:
         self.span.set_attributes(told)
         self.span.set_attribute("agentapi.sendings", self.sendings)
         self.span.set_attribute("agentapi.waited", self.waited)
         if self.entry is not None:
             self.span.set_attribute("agentapi.intent", self.entry.intent.id)
-        if error is not None:
+        if failed:
             # Without its message: that may tell what a service wrote into it.
             self.span.set_status(trace.StatusCode.ERROR)
-        self.ended = time.time_ns()
-        self._hand_over()
-        return told
 
     def _land(self, first: Callable[[object], None] | None, outcome: object) -> None:
         """Take note of what a sending came to, after whoever has to know it *first*."""
@@ -263,17 +291,18 @@ class _Told(Call):
             self.happened = happened
         told = _answer(error)
         if isinstance(error, NotSentError):
-            self.span.add_event("agentapi.not_sent", told)
+            self._event("agentapi.not_sent", told)
         elif happened == "maybe":
-            self.span.add_event("agentapi.answer_lost", told)
+            self._event("agentapi.answer_lost", told)
         elif self.late:
             told["agentapi.happened"] = happened
-            self.span.add_event("agentapi.late_answer", told)
+            self._event("agentapi.late_answer", told)
         elif isinstance(error, BusyError):
-            self.span.add_event("agentapi.busy", told)
+            self._event("agentapi.busy", told)
         self.running -= 1
         self._hand_over()
 
+    @_harmless
     def _hand_over(self) -> None:
         """End the span, when nothing more comes."""
         if self.ended is not None and not self.running:
@@ -338,7 +367,7 @@ class Watched(Channel):
     @property
     def is_open(self) -> bool:
         """Whether there is still something to tell."""
-        return not self._closing.begun.is_set()
+        return self._home.is_here and not self._closing.begun.is_set()
 
     def unknown_payments(self) -> Iterable[tuple[float, Attributes]]:
         """Tell how many payments were unknown at the last look, and look again."""
@@ -370,19 +399,9 @@ class Watched(Channel):
     def _telling(self, name: str) -> Generator[_Told]:
         """Give a call its span, and measure it."""
         method = {"rpc.method": name if name in PATHS else _OTHER}
-        span = self._tracer.start_span(
-            name if name in PATHS else _SYSTEM,
-            kind=trace.SpanKind.CLIENT,
-            attributes={
-                **self.attributes,
-                **method,
-                "agentapi.lane": self.settings.lane,
-            },
-        )
-        if name not in PATHS:
-            # A path that the caller wrote: on the span alone, and not with a token.
-            span.set_attribute("rpc.method_original", self._transport.scrub(name))
-        call = _Told(self._deadline(), span)
+        call = _Told(self._deadline(), trace.INVALID_SPAN)
+        self._begin_span(call, name, method)
+        span = call.span
         began = time.perf_counter()
         outcome = "ok"
         failure: BaseException | None = None
@@ -400,11 +419,34 @@ class Watched(Channel):
         finally:
             took = time.perf_counter() - began
             told = {**self.attributes, **method, **call.end(outcome, failure)}
-            self._instruments.duration.record(took, told)
-            self._instruments.wait_time.record(
-                call.waited,
-                {**self.attributes, **method, "agentapi.lane": self.settings.lane},
-            )
+            # Its frames lead here.
+            failure = None
+            self._measure(call.waited, took, method, told)
+
+    @_harmless
+    def _begin_span(self, call: _Told, name: str, method: Attributes) -> None:
+        call.span = self._tracer.start_span(
+            name if name in PATHS else _SYSTEM,
+            kind=trace.SpanKind.CLIENT,
+            attributes={
+                **self.attributes,
+                **method,
+                "agentapi.lane": self.settings.lane,
+            },
+        )
+        if name not in PATHS:
+            # A path that the caller wrote: on the span alone, and not with a token.
+            path = _NAMES.sub("*", self._transport.scrub(name))
+            call.span.set_attribute("rpc.method_original", path)
+
+    @_harmless
+    def _measure(
+        self, waited: float, took: float, method: Attributes, told: Attributes
+    ) -> None:
+        self._instruments.duration.record(took, told)
+        self._instruments.wait_time.record(
+            waited, {**self.attributes, **method, "agentapi.lane": self.settings.lane}
+        )
 
     def _look(self) -> None:
         """Let somebody look how many payments are unknown."""
@@ -415,6 +457,9 @@ class Watched(Channel):
     async def _count(self) -> None:
         cashier = self.cashier
         try:
+            # Looking is no reason to make a journal.
+            if not getattr(cashier.store, "is_there", True):
+                return
             intents = await cashier.store.intents(cashier.account, phases=OPEN)
         except JournalError as error:
             _LOG.info("the unknown payments could not be counted: %s", error)
@@ -451,10 +496,14 @@ def watched(channel: Channel, base_url: str) -> Channel:
         "agentapi.account": channel.cashier.account,
     }
 
-    def lost(intent: Intent) -> None:
-        instruments.lost.add(1, {**attributes, "rpc.method": intent.operation})
+    @_harmless
+    def lost(method: str, count: int) -> None:
+        instruments.lost.add(count, {**attributes, "rpc.method": method})
 
-    channel.cashier.on_unknown = lost
+    channel.cashier.on_unknown = lambda intent: lost(intent.operation, 1)
+    for method in PAYMENTS:
+        # An alert on growth sees the first one only where there was a zero before.
+        lost(method, 0)
     # All that it has, in a class that tells.
     told = Watched(
         **{str(f.alias): getattr(channel, f.name) for f in attrs.fields(Channel)},

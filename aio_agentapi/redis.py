@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import secrets
@@ -386,7 +387,10 @@ class RedisGate(LocalGate):
         if self._store is None or self._closed:
             return
         self._ends = self._clock() + self._terms.lease - self._terms.heartbeat
-        self._keeper = asyncio.get_running_loop().create_task(self._keep(self._store))
+        # For all calls, so not in the context, and the trace, of one.
+        self._keeper = asyncio.get_running_loop().create_task(
+            self._keep(self._store), context=contextvars.Context()
+        )
 
     async def _keep(self, store: RedisGates) -> None:
         """Talk to the store, until the gate is closed."""
@@ -544,7 +548,9 @@ class RedisGates:
             loop = asyncio.get_running_loop()
             self._ear = _client(self._url, self._terms).pubsub()
             heard = loop.create_future()
-            self._listener = loop.create_task(self._listen(heard))
+            self._listener = loop.create_task(
+                self._listen(heard), context=contextvars.Context()
+            )
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(contextlib.suppress(TimeoutError))
                 await stack.enter_async_context(asyncio.timeout(self._terms.heartbeat))

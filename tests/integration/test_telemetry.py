@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,12 @@ import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import (
+    ReadableSpan,
+    Span,
+    SpanProcessor,
+    TracerProvider,
+)
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -37,6 +43,7 @@ from aio_agentapi import (
 )
 from aio_agentapi._channel import Channel
 from aio_agentapi._feed import PAGE, Ripe
+from aio_agentapi._journal import PAYMENTS
 from aio_agentapi._telemetry import _COUNTS, _GAUGES, Watched
 from aio_agentapi.errors import (
     FundsError,
@@ -533,6 +540,107 @@ async def test_how_far_a_feed_was_given() -> None:
     assert ripe.given == many[-1].regdate.timestamp()
 
 
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("where", ["on_start", "on_end", "add_event", "record"])
+async def test_whoever_is_told_harms_no_payment(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A processor or an instrument that raises: it is paid, and no permit is lost."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        msg = "broken"
+        raise RuntimeError(msg)
+
+    async with managing(box) as manager:
+        shop = manager.session("shop")
+        user = (await shop.users.create("anna")).user_code
+        channel, provider = shop._channel, trace.get_tracer_provider()
+        assert isinstance(channel, Watched)
+        assert isinstance(provider, TracerProvider)
+        if where == "add_event":
+            monkeypatch.setattr(Span, where, broken)
+        elif where == "record":
+            monkeypatch.setattr(type(channel._instruments.duration), where, broken)
+        else:
+            processor = SpanProcessor()
+            monkeypatch.setattr(processor, where, broken)
+            provider.add_span_processor(processor)
+        box.faults.busy(1, "wallet/deposit")
+        assert (await shop.wallets.deposit(user, AMOUNT)).amount == Decimal(AMOUNT)
+        box.faults.drop_after("wallet/deposit", times=1)
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await shop.wallets.deposit(user, AMOUNT)
+        assert caught.value.intent == 2
+        await idle(shop)
+
+
+async def test_what_goes_on_in_the_background_is_in_no_trace(
+    box: Sandbox, told: Told
+) -> None:
+    """It is not the call's that began it, and outlives that."""
+    tracer = trace.get_tracer_provider().get_tracer("test")
+    seen: list[trace.Span] = []
+
+    async def work() -> None:
+        seen.append(trace.get_current_span())
+
+    async with managing(box) as manager:
+        channel = manager.session("op")._channel
+        with tracer.start_as_current_span("mine"):
+            await channel.spawn(work())
+        await manager.session("op").agents.info()
+    assert seen == [trace.INVALID_SPAN]
+    assert told.spans("mine")
+
+
+async def test_a_journal_is_not_made_by_a_look(
+    box: Sandbox, told: Told, tmp_path: Path
+) -> None:
+    """Where nothing was paid yet there is none, and after the first payment one is."""
+    path = tmp_path / "journal.db"
+    accounts = {"shop": box.token("shop_1")}
+    async with SessionManager(
+        box.base_url, accounts=accounts, store=SqliteStore(path)
+    ) as manager:
+        shop = manager.session("shop")
+        user = (await shop.users.create("anna")).user_code
+        assert await unknown(told, shop) == 0
+        assert [*tmp_path.iterdir()] == []
+        assert told.points("agentapi.payments.unknown") == {}
+        await shop.wallets.deposit(user, AMOUNT)
+        await unknown(told, shop)
+        assert told.points("agentapi.payments.unknown") != {}
+
+
+async def test_a_fork_tells_nothing_of_its_parents_sessions(
+    box: Sandbox, told: Told
+) -> None:
+    """They are not its own; it would tell their numbers a second time."""
+    async with managing(box) as manager:
+        await manager.session("op").agents.info()
+        assert told.points("agentapi.gate.limit") != {}
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, str(len(told.points("agentapi.gate.limit"))).encode())
+            os._exit(0)
+        await asyncio.to_thread(os.waitpid, child, 0)
+        assert os.read(read, 10) == b"0"
+        for end in (read, write):
+            os.close(end)
+
+
+async def test_a_growth_of_lost_payments_begins_at_zero(
+    box: Sandbox, told: Told
+) -> None:
+    """For each method: an alert on it would not see the first one otherwise."""
+    async with managing(box) as manager:
+        manager.session("op")
+        counts = told.points("agentapi.payments.lost")
+        assert {dict(have)["rpc.method"] for have in counts} == {*PAYMENTS}
+        assert {point.value for point in counts.values()} == {0}
+
+
 async def test_a_path_of_the_callers_own(box: Sandbox, told: Told) -> None:
     """It is told on the span alone, and a token that got into it is not."""
     token = box.token("operator")
@@ -545,6 +653,18 @@ async def test_a_path_of_the_callers_own(box: Sandbox, told: Told) -> None:
     span = told.span("agentapi")
     assert has(span)["rpc.method"] == "_OTHER"
     assert has(span)["rpc.method_original"] == "game/***"
+
+
+async def test_nobodys_token_and_no_user_is_told_with_a_path(
+    box: Sandbox, told: Told
+) -> None:
+    """Neither another account's, nor a number that may be somebody's."""
+    async with managing(box) as manager:
+        path = f"game/{box.token('shop_1')}/v4/user7/1234567"
+        with pytest.raises(UnsupportedError):
+            await manager.session("op").call(path, {}, effect="read")
+    original = has(told.span("agentapi"))["rpc.method_original"]
+    assert original == "game/*/v4/user7/*"
 
 
 async def test_who_sets_no_provider_is_not_watched(box: Sandbox) -> None:
@@ -620,10 +740,7 @@ async def test_prometheus_reads_what_the_page_shows() -> None:
     (shown,) = re.findall(r"```promql\n(.*?)```", PAGE_TEXT.read_text(), re.DOTALL)
     wanted = {*re.findall(r"\b(?:agentapi|rpc)_\w+(?=[{\[ \n])", shown)}
     # What has not happened is not there yet.
-    assert wanted - served == {
-        "agentapi_payments_lost_total",
-        "agentapi_feed_lag_seconds",
-    }
+    assert wanted - served == {"agentapi_feed_lag_seconds"}
     assert wanted & served
     assert 'agentapi_account="eur"' in text
 
