@@ -374,6 +374,7 @@ async def test_the_same_plan_again_moves_nothing(
         ("agent_code,amount,refrence\n1,1,a\n", ["unknown columns", "refrence"]),
         ("", ["the first line names"]),
         ("1,1\n", ["the first line names"]),
+        ('{"agent_code": 1, "amount": 1}\n', ["say --format jsonl"]),
         (HEAD + "9" * 70_000, ["longer than"]),
     ],
 )
