@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+LOWEST := .venv-lowest
 
-.PHONY: help demo test check store browser docs draw soak bench bench-quick bench-gate \
+.PHONY: help demo test check store browser docs draw soak lowest bench bench-quick bench-gate \
 	bench-wire bench-journal bench-rows bench-shared bench-guard format changelog clean
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make docs    the site of the docs, in build/docs"
 	@echo "make draw    what the docs draw from the code: pictures and tables"
 	@echo "make soak    the long searches; some minutes"
+	@echo "make lowest  tests with the oldest packages that it works with; some minutes"
 	@echo "make bench   speed beside other clients; some minutes (bench-quick: one)"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
 	@echo "make bench-wire  answers to records"
@@ -86,6 +88,27 @@ draw: $(VENV)/.dev
 soak: $(VENV)/.dev store
 	$(BIN)/python -m pytest -m soak
 
+# The bounds in pyproject.toml are true: each package as old as it may be. The tools that
+# test it stay new, so those that would not go with that are left out.
+$(LOWEST)/.done: pyproject.toml $(VENV)/.run
+	@test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv --clear $(LOWEST)
+	@$(LOWEST)/bin/pip install -q --disable-pip-version-check --upgrade pip
+	@$(LOWEST)/bin/pip install -q --disable-pip-version-check -e '.[cli,redis]' --group dev
+	@$(LOWEST)/bin/python -c 'import tomllib; \
+		project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		extras = project["optional-dependencies"]; \
+		bounds = project["dependencies"] + extras["cli"] + extras["redis"]; \
+		print(*(b.split(",")[0].replace(">=", "==") for b in bounds), sep="\n")' \
+		> $(LOWEST)/bounds.txt
+	@echo "Tools that want newer ones will be named: they are left out"
+	@$(LOWEST)/bin/pip install -q --disable-pip-version-check -r $(LOWEST)/bounds.txt
+	@touch $@
+
+OLD := roads calls payments gate shared life games doctor cli_more cli_payments cli_shell
+lowest: $(LOWEST)/.done store
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -p no:schemathesis --tb=native \
+		tests/unit tests/property $(OLD:%=tests/integration/test_%.py)
+
 # Benchmarks compare with clients that do not go together with the tests.
 $(BENCH)/.done: pyproject.toml $(VENV)/.run
 	@test -x $(BENCH)/bin/pip || $(PYTHON) -m venv --clear $(BENCH)
@@ -129,5 +152,5 @@ changelog: $(VENV)/.dev
 	$(BIN)/towncrier build --draft
 
 clean:
-	rm -rf $(VENV) $(BENCH) build .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) $(BENCH) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.coverage*
