@@ -1,0 +1,1 @@
+"""What ``agentapi doctor`` looks at."""
