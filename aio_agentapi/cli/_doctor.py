@@ -83,9 +83,7 @@ async def _examine(
             for name, task in tasks.items():
                 tell(name, await task)
     finally:
-        if patient.link is not None:
-            # Not closed in peace: who hangs would have to agree.
-            patient.link[1].transport.abort()
+        patient.part()
     return [task.result() for task in tasks.values()]
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import ssl
 import stat
@@ -364,10 +365,121 @@ async def test_a_service_that_hangs(scheme: str) -> None:
         told = await examine(at(url.replace("http", scheme, 1)), process=True)
     assert held
     if scheme == "http":
-        told.wrong("answer", "no answer in time", "ask its people")
+        told.wrong("answer", "no answer within 3.0 s", "slow, or hangs")
         assert told.rows["clock"]["told"] == "the service does not tell the time"
     else:
         told.wrong("tls", "not agreed on: no answer", "in between")
+
+
+@asynccontextmanager
+async def slow(
+    info: bytes = OK_INFO, seconds: float = 0.0, *, plays: bool = True
+) -> AsyncGenerator[str]:
+    """Run a service that takes its time, or hangs when it is asked who plays."""
+
+    async def script(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            while request := await read_request(reader):
+                if b"online-games" in request and not plays:
+                    await reader.read()
+                    break
+                is_head = request.startswith(b"HEAD")
+                await asyncio.sleep(0.0 if is_head else seconds)
+                body = b"" if is_head else info
+                writer.write(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n" % len(body))
+                writer.write(b"Date: %s\r\n\r\n%s" % (_now(), body))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async with serving(script) as url:
+        yield url
+
+
+def _now() -> bytes:
+    return format_datetime(datetime.now(UTC), usegmt=True).encode()
+
+
+async def test_who_plays_is_not_told() -> None:
+    """What was answered before that call hung is not lost."""
+    async with slow(plays=False) as url:
+        told = await examine(at(url))
+    assert (told.code, told.having("wrong")) == (0, set()), told.text
+    assert {"answer", "account", "latency"} <= told.having("ok")
+    assert told.rows["zone"]["told"].endswith("who plays was not told in time")
+
+
+async def test_a_service_that_is_late() -> None:
+    """It answers, later than anybody waits: nobody else is in between."""
+    async with slow(seconds=4) as url:
+        told = await examine(at(url))
+    told.wrong("answer", "no answer within", "the service is slow")
+
+
+async def test_others_use_a_slow_service() -> None:
+    """That they have all permits is told, though no call comes to its end."""
+    busy = b'{"code": 1018, "message": "busy", "data": null}'
+    async with slow(busy, 1.4) as url:
+        told = await examine(at(url))
+    told.wrong("others", "1018 to each of 2 attempts", "share one gate")
+    assert told.rows["answer"]["state"] == "ok"
+
+
+async def test_one_connection_at_a_time() -> None:
+    """The one that asked for the time does not stand in the way of the calls."""
+    one, script = asyncio.Lock(), answering(OK_INFO, extra="Date: now\r\n")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with one:
+            await script(reader, writer)
+
+    async with serving(serve) as url:
+        told = await examine(at(url))
+    assert (told.code, told.rows["latency"]["state"]) == (0, "ok"), told.text
+
+
+def resolving(folder: Path, name: str, body: str) -> dict[str, str]:
+    """Return an environment in which the look-up of a name does something else."""
+    (folder / "sitecustomize.py").write_text(
+        "import socket, time\n"
+        "usual = socket.getaddrinfo\n"
+        "def look_up(host, port, *args, **terms):\n"
+        f"    if host == {name!r}:\n"
+        f"        {body}\n"
+        "    return usual(host, port, *args, **terms)\n"
+        "socket.getaddrinfo = look_up\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
+    """The service's, or the store's: nobody waits for it, also at the end."""
+    more = resolving(tmp_path, "slow.invalid", "time.sleep(60)")
+    told = await examine(at("https://slow.invalid", **more), process=True)
+    told.wrong("name", "no answer in time", "name servers")
+    url = f"redis://:{PASSWORD}@slow.invalid"
+    told = await examine(of(box, AGENTAPI_REDIS_URL=url, **more), process=True)
+    told.wrong("gate", "did not answer in time", "whether it runs")
+    assert told.rows["latency"]["state"] == "ok"
+
+
+async def test_addresses_that_say_nothing(tmp_path: Path) -> None:
+    """Several share the time of a step: it is told what may be in the way."""
+    three = "return [(2, 1, 6, '', (f'127.0.0.{n}', port)) for n in (1, 2, 3)]"
+    more = resolving(tmp_path, "three.invalid", three)
+    async with AsyncExitStack() as stack:
+        # A queue that is full: the system drops who else wants to connect.
+        full = stack.enter_context(socket.create_server(("", 0), backlog=0))
+        port = full.getsockname()[1]
+        for _ in range(8):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        told = await examine(at(f"https://three.invalid:{port}", **more), process=True)
+    told.wrong("connection", f"127.0.0.3 port {port}: none in time", "firewall")
 
 
 async def test_a_page_instead_of_an_answer() -> None:
@@ -554,7 +666,7 @@ async def test_the_store_of_the_gate(box: Sandbox) -> None:
         assert (told.code, told.rows["gate"]["facts"]["members"]) == (0, 0)
         async with store.paused():
             told = await examine(of(box, AGENTAPI_REDIS_URL=store.url))
-        told.wrong("gate", "did not answer within", "whether it runs")
+        told.wrong("gate", "did not answer in time", "whether it runs")
         driver: Any = redis.asyncio.Redis
         async with driver.from_url(store.url) as client:
             await client.config_set("requirepass", "something-else")

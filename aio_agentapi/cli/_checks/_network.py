@@ -29,6 +29,8 @@ from aio_agentapi.cli._checks._patient import (
 # Addresses of one name that are tried.
 _TRIED: Final = 3
 
+# Seconds for a word on the time, for which the calls wait.
+_HEAD: Final = 1.0
 # Days before its end at which a certificate should have been renewed.
 _RENEWED: Final = 14
 
@@ -76,11 +78,11 @@ async def name(patient: Patient) -> Finding:
     host, port = patient.target
     stream = socket.SOCK_STREAM
     try:
-        async with asyncio.timeout(STEP):
+        async with patient.step():
             rows = await aside(lambda: socket.getaddrinfo(host, port, type=stream))
     except TimeoutError:
         remedy = "see whether the name servers of this machine answer"
-        return wrong(f"{host}: no answer within {STEP:g} s", remedy)
+        return wrong(f"{host}: no answer in time", remedy)
     except OSError as error:
         remedy = "look for a slip in the name, and at this machine's name servers"
         return wrong(f"{host}: {error.strerror}", remedy)
@@ -93,11 +95,15 @@ async def connection(patient: Patient) -> Finding:
     _, port = patient.target
     local = patient.draft.settings.local_address
     place, why = "", OSError()
-    for address in patient.addresses[:_TRIED]:
+    tried = patient.addresses[:_TRIED]
+    now = asyncio.get_running_loop().time
+    end = min(now() + STEP, patient.end)
+    for left, address in zip(range(len(tried), 0, -1), tried, strict=True):
         place = f"{address} port {port}"
         began = time.monotonic()
         try:
-            async with asyncio.timeout(STEP):
+            # One that is silent leaves the others their share of the step.
+            async with asyncio.timeout((end - now()) / left):
                 patient.link = await asyncio.open_connection(
                     address, port, local_addr=(local, 0) if local else None
                 )
@@ -109,7 +115,7 @@ async def connection(patient: Patient) -> Finding:
         told = f"to {place} in {took * 1000:.1f} ms, from {patient.own_address}"
         return ok(told, seconds=took, own_address=patient.own_address)
     if isinstance(why, TimeoutError):
-        return wrong(f"to {place}: none within {STEP:g} s", _NO_WORD)
+        return wrong(f"to {place}: none in time", _NO_WORD)
     # asyncio tells several failures in its own words, and leaves the number.
     told = os.strerror(why.errno) if why.errno else str(why)
     return wrong(f"to {place}: {told}", _NO_WAY.get(why.errno, _NO_WORD))
@@ -124,7 +130,7 @@ async def tls(patient: Patient) -> Finding:
         return ok("through the proxy: the answer shows it")
     writer = patient.link[1]
     try:
-        async with asyncio.timeout(STEP):
+        async with patient.step():
             await writer.start_tls(
                 ssl.create_default_context(), server_hostname=base.hostname
             )
@@ -149,15 +155,24 @@ async def tls(patient: Patient) -> Finding:
 
 
 async def clock(patient: Patient) -> Finding:
+    try:
+        return await _clock(patient)
+    finally:
+        # Where there is one connection at a time, it is that of the calls now.
+        patient.part()
+
+
+async def _clock(patient: Patient) -> Finding:
     if patient.draft.settings.proxy is not None or patient.link is None:
         return Finding("note", "not seen through a proxy")
     reader, writer = patient.link
     host = urlsplit(patient.draft.base_url).netloc
     began = time.time()
     try:
-        async with asyncio.timeout(STEP):
+        async with asyncio.timeout(_HEAD):
             # Without a token: no call, only a word on what time it is.
-            writer.write(f"HEAD / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            words = "HEAD / HTTP/1.1", f"Host: {host}", "Connection: close", "", ""
+            writer.write("\r\n".join(words).encode())
             head = await reader.readuntil(b"\r\n\r\n")
     except (OSError, EOFError, asyncio.LimitOverrunError):
         head = b""

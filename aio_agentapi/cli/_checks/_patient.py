@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # Seconds for a name, for a connection, for TLS, for a word of the store.
 STEP: Final = 2.0
+# Seconds before the end of all in which what hangs is told.
+_TELLING: Final = 0.2
 
 # Seconds by which clocks that somebody sets do not differ.
 SKEW: Final = 30.0
@@ -56,12 +58,12 @@ def wrong(told: str, remedy: str, **facts: object) -> Finding:
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """What the service answered, and how fast."""
+    """What the service answered, and how fast; None: no word of who plays."""
 
     outcome: AgentInfo | AgentAPIError
     seconds: list[float]
     busy: int
-    online: list[OnlineGame]
+    online: list[OnlineGame] | None
 
 
 @attrs.define(kw_only=True, eq=False, repr=False)
@@ -78,8 +80,25 @@ class Patient:
     link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = attrs.field(
         init=False, default=None
     )
+    parted: asyncio.Event = attrs.field(init=False, factory=asyncio.Event)
     own_address: str | None = attrs.field(init=False, default=None)
     asked: Asked = attrs.field(init=False)
+
+    @property
+    def end(self) -> float:
+        """The loop's time at which a step ends, so that it is told what hung."""
+        return self.until - _TELLING
+
+    def step(self) -> asyncio.Timeout:
+        """Bound what may hang."""
+        now = asyncio.get_running_loop().time()
+        return asyncio.timeout_at(min(now + STEP, self.end))
+
+    def part(self) -> None:
+        """Give up the connection, and not in peace: who hangs would have to agree."""
+        if self.link is not None:
+            self.link[1].transport.abort()
+        self.parted.set()
 
     def hide(self, text: str) -> str:
         """Blot out of *text* what nobody is to see."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import statistics
@@ -46,6 +47,11 @@ _CALLING: Final = 1.5
 # Contract 5: what online games has, in seconds.
 _ONLINE: Final = 1800.0
 
+
+class _LateError(OutcomeUnknownError):
+    """The service did not answer in time."""
+
+
 # Which check an error of the service belongs to: the first that fits. Those before it
 # are well then, as the service has come that far.
 _BLAMES: Final[tuple[tuple[type[AgentAPIError], str], ...]] = (
@@ -69,6 +75,8 @@ _REMEDIES: Final[Mapping[type[AgentAPIError], str]] = {
     NotSentError: "see the lines above, and the settings of proxy and TLS",
     UnsupportedError: "look at the base URL, which is without /v4; or the deployment"
     " calls the path differently (paths)",
+    _LateError: "the service is slow, or hangs: see whether it does elsewhere, and"
+    " ask its people",
     MaintenanceError: "wait: the service is being worked on",
     OutcomeUnknownError: "a proxy or a login is in between, the base URL is not that of"
     " the API, or the service is ill: ask its people",
@@ -90,40 +98,63 @@ def _fault(patient: Patient, check: str) -> Finding | None:
 
 
 async def answer(patient: Patient) -> Finding:
+    await patient.parted.wait()
     place = patient.place
+    # What hangs is given up here, not there: then it is known what was answered.
     settings = attrs.evolve(
         place.settings,
         attempts=1,
-        timeout=min(place.settings.timeout, _PATIENCE),
-        max_wait=_PATIENCE,
+        timeout=2 * _PATIENCE,
+        max_wait=None,
         deadline=None,
         connect_timeout=min(place.settings.connect_timeout, STEP),
         drain=0.0,
     )
     async with open_place(attrs.evolve(place, gate=None, settings=settings)) as session:
-        patient.asked = await _ask(session)
+        patient.asked = await _ask(session, patient.end)
     return _fault(patient, "answer") or ok("the service's own")
 
 
-async def _ask(session: Session) -> Asked:
+async def _ask(session: Session, end: float) -> Asked:
     """Ask a few times what changes nothing, one call after the other."""
-    seconds: list[float] = []
-    online: list[OnlineGame] = []
-    end = time.monotonic() + _CALLING
+    now = asyncio.get_running_loop().time
+    began, seconds = now(), list[float]()
+    outcome: AgentInfo | AgentAPIError | None = None
+    online: list[OnlineGame] | None = None
     try:
-        while True:
-            began = time.monotonic()
-            outcome: AgentInfo | AgentAPIError = await session.agents.info()
-            seconds.append(time.monotonic() - began)
-            if len(seconds) > _CALLS or time.monotonic() > end:
-                break
-        with contextlib.suppress(AgentAPIError):
-            # Who has no such call, or may not do it, plays no games.
-            online = await session.games.online()
+        async with asyncio.timeout_at(min(began + _PATIENCE, end)):
+            while len(seconds) <= _CALLS and now() < began + _CALLING:
+                start = now()
+                outcome = await session.agents.info()
+                seconds.append(now() - start)
     except AgentAPIError as error:
         outcome = error
+    except TimeoutError:
+        # What was answered before is kept.
+        pass
+    if outcome is None:
+        outcome = _late(session, now() - began)
+    if isinstance(outcome, AgentInfo):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(min(now() + STEP, end)):
+                online = await _who_plays(session)
     busy = session.gate.statistics().busy_answers
     return Asked(outcome=outcome, seconds=seconds, busy=busy, online=online)
+
+
+def _late(session: Session, waited: float) -> AgentAPIError:
+    """Return what went wrong where no call came to its end."""
+    if busy := session.gate.statistics().busy_answers:
+        return BusyError(f"code 1018 to each of {busy} attempts", code=1018)
+    return _LateError(f"no answer within {waited:.1f} s")
+
+
+async def _who_plays(session: Session) -> list[OnlineGame]:
+    try:
+        return await session.games.online()
+    except AgentAPIError:
+        # Who has no such call, or may not do it, plays no games.
+        return []
 
 
 async def others(patient: Patient) -> Finding:
@@ -170,6 +201,8 @@ async def account(patient: Patient) -> Finding:
 
 async def zone(patient: Patient) -> Finding:
     online, zone = patient.asked.online, patient.draft.settings.zone
+    if online is None:
+        return Finding("note", f"{zone} is set; who plays was not told in time")
     if not online:
         return Finding("skipped", f"{zone} is set; nobody plays, whose times show it")
     newest = max(game.last_update.timestamp() for game in online)

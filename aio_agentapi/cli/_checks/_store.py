@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
-from aio_agentapi.cli._checks._patient import STEP, Finding, Patient, ok, wrong
+from aio_agentapi.cli._checks._patient import Finding, Patient, ok, wrong
 from aio_agentapi.cli._command import shared
 from aio_agentapi.errors import GateLostError, UsageError
 
@@ -20,11 +19,11 @@ async def gate(patient: Patient) -> Finding:
     except UsageError as error:
         return wrong(str(error), "see AGENTAPI_REDIS_URL, and the [gate] table")
     try:
-        async with asyncio.timeout(STEP):
+        async with patient.step():
             took, ahead = await _ask_store(place.gate["url"])
             budget = await store.look(place.token, place.settings.limit)
     except (GateLostError, TimeoutError) as error:
-        told = str(error) or f"the store did not answer within {STEP:g} s"
+        told = str(error) or "the store did not answer in time"
         remedy = "see whether it runs, and the url: host, port, user and password"
         return wrong(told.removesuffix(". Nothing was sent"), remedy)
     except ValueError:
