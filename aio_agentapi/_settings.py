@@ -47,6 +47,13 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
 
 _PATH: Final = re.compile(r"[!-.0-~][!-~]*")
 
+# What may be secret in an address, or be taken for one.
+_USER: Final = re.compile(r"^([a-z]*://)?.*@", re.IGNORECASE | re.DOTALL)
+_QUERY: Final = re.compile(r"([?#]).*", re.DOTALL)
+_TOKEN: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+# Characters of a host with its path: a signed token has more.
+_NAME: Final = 64
+
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -235,7 +242,10 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
         UsageError: Not an http or https address, with credentials, a query or
             the version in it, or plain HTTP to another machine.
     """
-    wrong = UsageError("base_url: 'https://' and a host, and a path if it has one")
+    wrong = UsageError(
+        "base_url: needs 'https://' and a host, and a path if it has one, not"
+        f" {_shown(base_url)}"
+    )
     try:
         parts = urlsplit(base_url)
         host, _ = parts.hostname, parts.port
@@ -246,15 +256,19 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
     if not host or parts.scheme not in {"http", "https"} or not base_url.isprintable():
         raise wrong
     if parts.username is not None or parts.password is not None:
-        msg = "base_url: no user and no password in it; the token is the identity"
+        found = _shown(base_url)
+        msg = (
+            f"base_url: no user and no password in it, as {found} has; the token is the"
+            " identity"
+        )
         raise UsageError(msg)
     if parts.query or parts.fragment:
-        msg = "base_url: no query and no fragment"
+        msg = f"base_url: no query and no fragment in it, as {_shown(base_url)} has"
         raise UsageError(msg)
     if parts.scheme == "http" and not (allow_plain_http or _is_loopback(host)):
         msg = (
             f"base_url: http:// to {host} would send the token readable by others;"
-            " use https://, or Settings(allow_plain_http=True) on a network you trust"
+            " use https://, or on a network you trust allow_plain_http in the settings"
         )
         raise UsageError(msg)
     plain = base_url.rstrip("/")
@@ -262,6 +276,18 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
         msg = "base_url: leave out /v4, it is put behind it"
         raise UsageError(msg)
     return plain
+
+
+def _shown(base_url: object) -> str:
+    """Quote what was given as an address, without what may be secret in it."""
+    if not isinstance(base_url, str):
+        return f"of type {type(base_url).__name__}"
+    plain = _USER.sub(r"\1***@", base_url)
+    plain = _TOKEN.sub("***", _QUERY.sub(r"\1***", plain))
+    if "://" not in plain and ("." not in plain or len(plain) > _NAME):
+        # A token in the wrong place looks so.
+        return f"a text of {len(base_url)} characters"
+    return repr(plain)
 
 
 def _is_loopback(host: str) -> bool:

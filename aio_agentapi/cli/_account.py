@@ -109,10 +109,9 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Dr
     base_url = env.get("AGENTAPI_BASE_URL") or file.get("base_url")
     token = env.get("AGENTAPI_TOKEN")
     if not base_url or not token:
-        msg = (
-            "no account: set AGENTAPI_BASE_URL and AGENTAPI_TOKEN, or name one of"
-            f" the configuration file ({config or default_config()}) with --account"
-        )
+        raise _no_account(base_url, token, config, env)
+    if not isinstance(base_url, str):
+        msg = "base_url: in the configuration file, a text in quotes"
         raise UsageError(msg)
     return Draft(
         base_url=base_url,
@@ -121,6 +120,27 @@ def find(account: str | None, config: Path | None, env: Mapping[str, str]) -> Dr
         journal=journal,
         gate=gate,
     )
+
+
+def _no_account(
+    base_url: str | None,
+    token: str | None,
+    config: Path | None,
+    env: Mapping[str, str],
+) -> UsageError:
+    """Return which part of an account is missing, and where it is looked for."""
+    found = {"AGENTAPI_BASE_URL": base_url, "AGENTAPI_TOKEN": token}
+    missing = [name for name, value in found.items() if not value]
+    file = config or default_config()
+    return UsageError(
+        f"no account: {', and '.join(f'{n} is {_lack(n, env)}' for n in missing)}. Set"
+        f" {' and '.join(missing)}, or name an account of the configuration file"
+        f" ({file}) with --account"
+    )
+
+
+def _lack(name: str, env: Mapping[str, str]) -> str:
+    return "empty" if name in env else "not set"
 
 
 def _read(config: Path | None) -> dict[str, Any]:

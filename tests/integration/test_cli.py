@@ -215,7 +215,7 @@ async def test_where_the_account_comes_from(
         (("--account", "none"), "token_env or token_file"),
         (("--account", "lost"), "No such file"),
         (("--account", TOKEN), "which has: bad, lost, none, one, two"),
-        ((), "AGENTAPI_BASE_URL"),
+        ((), "AGENTAPI_TOKEN is not set"),
     ):
         told = await name_of(*args)
         assert told.startswith("2 ")

@@ -120,6 +120,28 @@ def test_a_base_url_that_cannot_be_is_refused(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("api.example.com", "a path if it has one, not 'api.example.com'"),
+        ("ftp://api.example.com/x", "not 'ftp://api.example.com/x'"),
+        ("https://a:b@c@api.example.com", "as 'https://***@api.example.com' has"),
+        ("https://a:b/c@api.example.com", "not 'https://***@api.example.com'"),
+        ("https://api.example.com?token=abc", "as 'https://api.example.com?***' has"),
+        ("https://api.example.com#abc", "as 'https://api.example.com#***' has"),
+        (f"ftp://x/{'0' * 8}-0000-0000-0000-{'0' * 12}", "not 'ftp://x/***'"),
+        ("0123456789abcdef", "not a text of 16 characters"),
+        (f"{'a' * 30}.{'b' * 30}.{'c' * 30}", "not a text of 92 characters"),
+        (3, "not of type int"),
+    ],
+)
+def test_a_wrong_base_url_is_shown_without_secrets(wrong: Any, said: str) -> None:
+    """What was found, but for what may be a password or a token."""
+    with pytest.raises(UsageError) as caught:
+        check_base_url(wrong, allow_plain_http=False)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "right",
     [
         "https://api.example.com",
