@@ -17,6 +17,7 @@ import click
 
 from aio_agentapi import MemoryStore, Session, SessionManager, SqliteStore
 from aio_agentapi.cli import _account
+from aio_agentapi.cli._show import printable
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
@@ -154,7 +155,7 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
             code = command(*args, **kwargs) or DONE
         except AgentAPIError as error:
             for told in (error, *getattr(error, "__notes__", ())):
-                click.echo(f"agentapi: {told}", err=True)
+                click.echo(f"agentapi: {printable(str(told))}", err=True)
             if error.reference is not None and error.happened == "maybe":
                 tell_reference(error.reference)
             code = exit_code(error)
@@ -231,7 +232,7 @@ class _Teller(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.WARNING:
-            click.echo(f"agentapi: {record.getMessage()}", err=True)
+            click.echo(f"agentapi: {printable(record.getMessage())}", err=True)
 
 
 @contextmanager

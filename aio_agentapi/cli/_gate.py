@@ -63,7 +63,7 @@ def _picture(budget: SharedBudget) -> Group:
             state = f"quarantine, {member.frees:.0f} s left"
         table.add_row(
             member.id,
-            Text(member.label),
+            Text(_show.printable(member.label)),
             str(member.held),
             str(member.wanted),
             f"{member.age:.1f} s ago",

@@ -212,7 +212,8 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     yield f"1018 met    {summary.busy:,}"
     yield f"results     {summary.files.results}"
     if summary.stopped:
-        yield f"stopped     {summary.stopped}; the rows behind were not sent"
+        stopped = _show.printable(summary.stopped)
+        yield f"stopped     {stopped}; the rows behind were not sent"
     if summary.interrupted:
         yield "interrupted, the rows behind were not sent"
     if summary.stopped or summary.interrupted or ends["not_sent"] or ends["unknown"]:

@@ -37,6 +37,13 @@ def line(record: object) -> None:
     click.echo(_ENCODER.encode(record))
 
 
+def printable(text: str) -> str:
+    """Write a text in one line, without what would steer the terminal."""
+    return "".join(
+        each if each.isprintable() else " " if each.isspace() else "?" for each in text
+    )
+
+
 def words(value: object) -> str:  # noqa: PLR0911 - one for each kind of value
     """Write a value as people read it."""
     if value is None or value == ():
@@ -51,7 +58,7 @@ def words(value: object) -> str:  # noqa: PLR0911 - one for each kind of value
         return " ".join(words(part) for part in cast("tuple[object, ...]", value))
     if isinstance(value, Secret):
         return value.reveal()
-    return str(value)
+    return printable(str(value))
 
 
 def money(amount: Decimal) -> str:
@@ -140,7 +147,8 @@ def _label(node: AgentNode) -> Text:
     state = "" if agent.state in {None, "active"} else f" {agent.state}"
     code = "" if agent.agent_code is None else f" {agent.agent_code}"
     role = agent.role or ""
-    return Text(f"{agent.name}{code} {role} {money(agent.balance)}{state}")
+    told = f"{agent.name}{code} {role} {money(agent.balance)}{state}"
+    return Text(printable(told))
 
 
 class _Console(Console):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from aio_agentapi import PlanRow, State
+from aio_agentapi import AgentInfo, AgentNode, PlanRow, State
 from aio_agentapi.cli import _show
+from aio_agentapi.cli._command import guarded
 from aio_agentapi.errors import NotSentError
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches, document
-from tests.conftest import connect
+from tests.conftest import OK_INFO, TOKEN, answering, connect, serving
 from tests.integration.test_cli import Ran, run, service
 
 __all__ = ["service"]
@@ -214,6 +215,28 @@ async def test_what_was_done_is_done(service: SandboxProcess) -> None:
         assert (full.returncode, b"cannot be written" in err) == (0, True)
         states = [agent.state async for agent in session.agents.list()]
         assert states.count(State.SUSPENDED) == 1
+
+
+async def test_nothing_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what the service says, in records, tables, trees and errors."""
+    odd, plain = "x\x1b]0;y\x07\nz", "x?]0;y? z"
+    info = OK_INFO.replace(b'"x"', json.dumps(odd).encode())
+    async with serving(answering(info)) as url:
+        env = {"AGENTAPI_BASE_URL": url, "AGENTAPI_TOKEN": TOKEN}
+        ran = await run(None, "info", env=env)
+    assert plain in ran.out
+    agent = AgentInfo(name=odd, currency=978, balance=Decimal(1))
+    _show.table([agent], ["name"], as_json=False)
+    _show.tree(AgentNode(agent=agent, children=()))
+
+    @guarded
+    def fail() -> None:
+        raise NotSentError(odd)
+
+    with pytest.raises(SystemExit):
+        fail()
+    shown = capsys.readouterr()
+    assert (shown.out.count(plain), shown.err) == (2, f"agentapi: {plain}\n")
 
 
 async def test_a_table_shows_what_was_read_before_an_error(
