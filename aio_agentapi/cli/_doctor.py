@@ -28,7 +28,8 @@ from aio_agentapi.cli._agents import as_json_option
 from aio_agentapi.cli._checks import _journal, _network, _service, _setup, _store
 from aio_agentapi.cli._checks._patient import Finding, Patient, State, aside, wrong
 from aio_agentapi.cli._command import DONE, UNWELL, alone, draft_of, runs
-from aio_agentapi.cli._payments import journal_option
+from aio_agentapi.cli._payments import any_journal_option
+from aio_agentapi.cli._show import printable
 
 # Seconds for all checks: ten with the start and the end of Python on a busy machine.
 _ALL: Final = 5.5
@@ -105,7 +106,7 @@ async def _check(
 
 
 @click.command()
-@journal_option
+@any_journal_option
 @as_json_option
 @click.pass_context
 @runs
@@ -131,10 +132,10 @@ async def doctor(context: click.Context, journal: Path | None, as_json: bool) ->
             click.echo(msgspec.json.encode(row).decode())
             return
         mark = click.style(f"{finding.state:<7}", fg=_COLOURS[finding.state])
-        told = " ".join(finding.told.split())
-        click.echo(patient.hide(f"{mark}  {name:<10}  {told}"))
+        told = printable(" ".join(patient.hide(finding.told).split()))
+        click.echo(f"{mark}  {name:<10}  {told}")
         if finding.remedy:
-            click.echo(patient.hide(f"{'':<21}-> {finding.remedy}"))
+            click.echo(f"{'':<21}-> {printable(patient.hide(finding.remedy))}")
 
     loop: Any = asyncio.get_running_loop()
     # The loop's own threads are waited for at the end, whoever looks up a name there.

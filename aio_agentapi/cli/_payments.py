@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -45,13 +46,16 @@ _JOURNAL: Final = (
     "--journal FILE, AGENTAPI_JOURNAL, or journal in the configuration file"
 )
 
-journal_option = click.option(
+_journal_option = functools.partial(
+    click.option,
     "--journal",
     envvar="AGENTAPI_JOURNAL",
-    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Where payments are written down before they are sent.",
 )
+journal_option = _journal_option(type=click.Path(dir_okay=False, path_type=Path))
+# For the doctor, which says itself what is wrong with it.
+any_journal_option = _journal_option(type=click.Path(path_type=Path))
 
 _key_option = click.option(
     "--key",

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import ssl
@@ -697,6 +698,91 @@ async def test_a_payment_that_is_unknown(box: Sandbox, tmp_path: Path) -> None:
     told.wrong("journal", "1 unknown", "payments settle")
     assert told.rows["journal"]["facts"]["unknown"] == 1
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", ["amount = 'abc'", "user = 'x'"])
+async def test_a_payment_that_nobody_can_read(
+    box: Sandbox, tmp_path: Path, change: str
+) -> None:
+    """Somebody else has written into the journal."""
+    journal = tmp_path / "journal.db"
+    async with paying(box, journal):
+        pass
+    with contextlib.closing(sqlite3.connect(journal)) as sql, sql:
+        sql.execute(f"UPDATE intents SET phase = 'unknown', {change}")  # noqa: S608 - as above
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(journal)))
+    told.wrong("journal", "a payment in it cannot be read", "restore it")
+
+
+async def test_a_journal_that_is_damaged(box: Sandbox, tmp_path: Path) -> None:
+    """Also where that is not seen from what is open."""
+    journal = tmp_path / "journal.db"
+    async with paying(box, journal):
+        pass
+    with contextlib.closing(sqlite3.connect(journal)) as sql:
+        (size,) = sql.execute("PRAGMA page_size").fetchone()
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'keys'"
+        (page,) = sql.execute(query).fetchone()
+    with journal.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(journal)))
+    told.wrong("journal", "the file is damaged", "restore it")
+
+
+async def test_a_journal_without_its_index(box: Sandbox, tmp_path: Path) -> None:
+    """Nothing is left beside it: who pays could not open what is another's."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    async with paying(box, tmp_path / "journal.db") as (session, user):
+        box.faults.drop_after("wallet/deposit", times=1)
+        with pytest.raises(OutcomeUnknownError):
+            await session.wallets.deposit(user, 1)
+        for name in ("journal.db", "journal.db-wal"):
+            shutil.copy(tmp_path / name, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert before[folder / "journal.db-wal"]
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(folder / "journal.db")))
+    told.wrong("journal", "1 unknown", "payments settle")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_journal_that_is_locked(
+    box: Sandbox, tmp_path: Path, *, early: bool
+) -> None:
+    """Somebody has it for himself, from the start or since he has it open."""
+    journal = tmp_path / "journal.db"
+    async with paying(box, journal):
+        pass
+    with contextlib.closing(sqlite3.connect(journal)) as sql:
+        if early:
+            sql.execute("PRAGMA locking_mode = EXCLUSIVE")
+        sql.execute("SELECT * FROM intents").fetchall()
+        sql.execute("PRAGMA locking_mode = EXCLUSIVE")
+        sql.execute("UPDATE intents SET phase = 'unknown'")
+        sql.commit()
+        assert journal.with_name("journal.db-shm").exists() != early
+        env = of(box, AGENTAPI_JOURNAL=str(journal))
+        told = await examine(env, process=True)
+    told.wrong("journal", "1 unknown", "payments settle")
+
+
+async def test_the_path_of_the_journal(box: Sandbox, tmp_path: Path) -> None:
+    """A folder, or bytes that are no text: its line tells it."""
+    told = await examine(of(box, AGENTAPI_JOURNAL=str(tmp_path)))
+    told.wrong("journal", "is a folder", "name a file in it")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff/journal.db")
+    told = await examine(of(box, AGENTAPI_JOURNAL=odd), process=True)
+    told.wrong("journal", "?/journal.db: cannot be made", "make its folder")
+
+
+async def test_what_would_steer_the_terminal() -> None:
+    """Of what the service says, it is not written."""
+    info = OK_INFO.replace(b'"x"', rb'"x\u001b]0;y\u0007\u202ez"')
+    async with serving(answering(info)) as url:
+        told = await examine(at(url))
+    assert "account x?]0;y??z, currency" in told.text
 
 
 async def test_the_file_of_the_journal(box: Sandbox, tmp_path: Path) -> None:
