@@ -494,10 +494,16 @@ class RedisGates:
 
     def __attrs_post_init__(self) -> None:
         try:
-            _Pool.from_url(self._url)
+            pool = _Pool.from_url(self._url)
         except (ValueError, TypeError, AttributeError):
             # Without the address: it may have a password.
             msg = "the store's address begins with redis://, rediss:// or unix://"
+            raise UsageError(msg) from None
+        try:
+            # Not connected: what its query has, redis-py looks at here.
+            pool.connection_class(**pool.connection_kwargs)
+        except (TypeError, ValueError, RedisError):
+            msg = "the query of the store's address has what redis-py does not know"
             raise UsageError(msg) from None
 
     def __call__(self, secret: Secret, settings: Settings) -> RedisGate:
