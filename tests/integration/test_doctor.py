@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -26,7 +27,8 @@ import redis.asyncio
 import trustme
 from click.testing import CliRunner
 
-from aio_agentapi import Session, SessionManager, SqliteStore
+from aio_agentapi import Secret, Session, SessionManager, SqliteStore
+from aio_agentapi._budget import key_of
 from aio_agentapi.cli._main import main
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.redis import RedisGate
@@ -246,12 +248,22 @@ async def test_the_form_of_the_base_url(base_url: str, said: str) -> None:
     """It is told what is wrong with it, and no name is looked up."""
     told = await examine(at(base_url))
     told.wrong("base_url", said, "AGENTAPI_BASE_URL")
+    is_plain = said == "readable by others"
+    told_how = "allow_plain_http = true under [settings]" in told.text
+    assert told_how == is_plain
     assert {"name", "connection", "tls", "answer"} <= told.having("skipped")
 
 
 async def test_where_the_account_comes_from(box: Sandbox, tmp_path: Path) -> None:
     """Named in the file, or not at all; what is wrong with the file is told."""
-    (await examine({})).wrong("config", "set AGENTAPI_BASE_URL", "environment")
+    both = "AGENTAPI_BASE_URL is not set, and AGENTAPI_TOKEN is not set"
+    (await examine({})).wrong("config", both, "environment")
+    for env, lack in (
+        ({"AGENTAPI_BASE_URL": box.base_url}, "no account: AGENTAPI_TOKEN is not set."),
+        (at(box.base_url, ""), "AGENTAPI_TOKEN is empty. Set AGENTAPI_TOKEN, or"),
+        (at(""), "AGENTAPI_BASE_URL is empty. Set AGENTAPI_BASE_URL, or"),
+    ):
+        (await examine(env)).wrong("config", lack, "environment")
     config, token = tmp_path / "config.toml", tmp_path / "token"
     config.write_text(
         f'base_url = "{box.base_url}"\n[accounts.eur]\ntoken_file = "{token}"\n'
@@ -302,6 +314,18 @@ async def test_an_address_that_is_not_ours(box: Sandbox, tmp_path: Path) -> None
     config.write_text('[settings]\nlocal_address = "192.0.2.1"\n')
     told = await examine(of(box), "--config", config)
     told.wrong("connection", "Cannot assign requested address", "local_address")
+    for address in ("x" * 70, "127.0.0.1\\u0000"):
+        config.write_text(f'[settings]\nlocal_address = "{address}"\n')
+        told = await examine(of(box), "--config", config)
+        told.wrong("connection", "local_address is no address", "of this machine")
+
+
+async def test_a_base_url_that_is_no_text(tmp_path: Path) -> None:
+    """In the configuration file there may be anything."""
+    config = tmp_path / "config.toml"
+    config.write_text("base_url = 3\n")
+    told = await examine({"AGENTAPI_TOKEN": TOKEN}, "--config", config)
+    told.wrong("config", "a text in quotes", "that file")
 
 
 @asynccontextmanager
@@ -568,6 +592,18 @@ async def test_the_clock() -> None:
         assert (told.code, told.rows["clock"]["state"]) == (0, "note")
 
 
+async def test_a_date_without_a_zone() -> None:
+    """It is of UTC, wherever this machine is; and may be of any year."""
+    for date, state in (
+        (format_datetime(datetime.now(UTC).replace(tzinfo=None)), "ok"),
+        ("Fri, 31 Dec 9999 23:59:59 -0000", "wrong"),
+    ):
+        async with serving(answering(OK_INFO, extra=f"Date: {date}\r\n")) as url:
+            told = await examine(at(url, TZ="Asia/Tokyo"), process=True)
+        assert told.rows["clock"]["state"] == state, told.text
+    told.wrong("clock", "s ahead", "NTP")
+
+
 @pytest.mark.parametrize("ahead", [-20, 20])
 async def test_the_zone(tmp_path: Path, ahead: int) -> None:
     """As the times of those who play tell it, a little ahead of ours or behind."""
@@ -670,17 +706,34 @@ async def test_the_store_of_the_gate(box: Sandbox) -> None:
         told.wrong("gate", "did not answer in time", "whether it runs")
         driver: Any = redis.asyncio.Redis
         async with driver.from_url(store.url) as client:
+            members = f"{key_of(Secret(box.token('operator')))}:members"
+            await client.set(members, "of somebody else")
+            told = await examine(of(box, AGENTAPI_REDIS_URL=store.url))
+            told.wrong("gate", "holds something else", "a database of its own")
             await client.config_set("requirepass", "something-else")
         place = store.url.replace("//", f"//:{PASSWORD}@")
-        for url in (store.url, place):
+        for url, said in (
+            (store.url, "it needs user and password"),
+            (place, "it needs another user and password"),
+        ):
             told = await examine(of(box, AGENTAPI_REDIS_URL=url))
-            told.wrong("gate", "not reached", "user and password")
+            told.wrong("gate", said, "user and password")
         await store.kill()
         told = await examine(of(box, AGENTAPI_REDIS_URL=place))
     told.wrong("gate", "not reached: Error 111", "whether it runs")
     assert told.rows["latency"]["state"] == "ok"
     told = await examine(of(box, AGENTAPI_REDIS_URL=f"http://:{PASSWORD}@127.0.0.1"))
     told.wrong("gate", "begins with redis://", "AGENTAPI_REDIS_URL")
+    told = await examine(of(box, AGENTAPI_REDIS_URL="redis://127.0.0.1?foo=bar"))
+    told.wrong("gate", "redis-py does not know", "AGENTAPI_REDIS_URL")
+
+
+@pytest.mark.parametrize("word", ["0000", "state"])
+async def test_a_password_that_stands_everywhere(box: Sandbox, word: str) -> None:
+    """It is blotted out of what is told, and not of how it is told."""
+    url = f"redis://:{word}@127.0.0.1:9/{word}"
+    told = await examine(of(box, AGENTAPI_REDIS_URL=url))
+    told.wrong("gate", "not reached: Error 111", "whether it runs")
 
 
 async def test_a_payment_that_is_unknown(box: Sandbox, tmp_path: Path) -> None:
@@ -811,6 +864,23 @@ async def test_the_file_of_the_journal(box: Sandbox, tmp_path: Path) -> None:
     told.wrong("journal", "of another version", "of this version")
 
 
+async def test_a_library_that_is_not_installed(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found somewhere: what it needs is not known then."""
+    usual = importlib.metadata.distribution
+
+    def lacking(name: str) -> importlib.metadata.Distribution:
+        if name == "aio-agentapi":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return usual(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lacking)
+    told = await examine(of(box))
+    assert (told.code, told.rows["versions"]["state"]) == (0, "note"), told.text
+    assert "is not installed" in told.rows["versions"]["told"]
+
+
 async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
     """One that was put in the place of what this library needs."""
     folder = tmp_path / "aiohttp-3.1.0.dist-info"
@@ -824,6 +894,10 @@ async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
 
 async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """What opens it is not waited for, also at the end of the program."""
+    config = tmp_path / "config.toml"
+    os.mkfifo(config, 0o600)
+    told = await examine(of(box), "--config", config, process=True)
+    told.wrong("config", "not done in time", "slow")
     journal = tmp_path / "journal.db"
     os.mkfifo(journal, 0o600)
     told = await examine(of(box, AGENTAPI_JOURNAL=str(journal)), process=True)

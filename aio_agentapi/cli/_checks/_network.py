@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -110,6 +111,9 @@ async def connection(patient: Patient) -> Finding:
         except OSError as error:
             why = error
             continue
+        except ValueError:
+            # It is looked up as well: too long for a name, or with a NUL.
+            return wrong("local_address is no address", _NO_WAY[errno.EADDRNOTAVAIL])
         patient.own_address = patient.link[1].get_extra_info("sockname")[0]
         took = time.monotonic() - began
         told = f"to {place} in {took * 1000:.1f} ms, from {patient.own_address}"
@@ -181,6 +185,8 @@ async def _clock(patient: Patient) -> Finding:
         date = parsedate_to_datetime(found[1].decode("ascii", "replace").strip())  # type: ignore[index]  # no date: as one that is none
     except (TypeError, ValueError):
         return Finding("note", "the service does not tell the time")
+    # Without a zone, or with one that says nothing, it is of UTC.
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
     # It tells whole seconds.
     ahead = date.timestamp() + 0.5 - (began + time.time()) / 2
     told = f"the service's is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"

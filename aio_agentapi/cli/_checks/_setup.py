@@ -12,7 +12,7 @@ from aio_agentapi._settings import check_base_url
 from aio_agentapi.cli._checks._patient import UUID, Finding, Patient, aside, ok, wrong
 from aio_agentapi.errors import UsageError
 
-_LEAST: Final = re.compile(r"([\w-]+)>=([\d.]+)")
+_LEAST: Final = re.compile(r"([\w-]+)[^;]*?>=([\d.]+)")
 
 _PACKAGES: Final = ("aio-agentapi", "aiohttp", "attrs", "cattrs", "msgspec", "redis")
 
@@ -32,7 +32,11 @@ async def versions(_: Patient) -> Finding:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     told = ", ".join(f"{name} {number}" for name, number in found.items())
-    wanted = importlib.metadata.requires("aio-agentapi") or []
+    try:
+        wanted = importlib.metadata.requires("aio-agentapi") or []
+    except importlib.metadata.PackageNotFoundError:
+        told += "; this library is not installed, only found"
+        return Finding("note", told, "pip install 'aio-agentapi[cli]'", found)
     least = {m[1]: m[2] for m in map(_LEAST.match, wanted) if m}
     old = [
         f"{name}>={least[name]}"
@@ -84,6 +88,10 @@ async def base_url(patient: Patient) -> Finding:
             draft.base_url, allow_plain_http=draft.settings.allow_plain_http
         )
     except UsageError as error:
-        # Not the address: whoever mixed them up has the token in it.
+        with contextlib.suppress(UsageError):
+            check_base_url(draft.base_url, allow_plain_http=True)
+            # So it is that alone.
+            remedy += "; or, on a network you trust, allow_plain_http = true under"
+            remedy += " [settings] of that file"
         return wrong(str(error).removeprefix("base_url: "), remedy)
     return ok(plain)
