@@ -89,10 +89,10 @@ class Patient:
         """The loop's time at which a step ends, so that it is told what hung."""
         return self.until - _TELLING
 
-    def step(self) -> asyncio.Timeout:
+    def step(self, seconds: float = STEP) -> asyncio.Timeout:
         """Bound what may hang."""
         now = asyncio.get_running_loop().time()
-        return asyncio.timeout_at(min(now + STEP, self.end))
+        return asyncio.timeout_at(min(now + seconds, self.end))
 
     def part(self) -> None:
         """Give up the connection, and not in peace: who hangs would have to agree."""
