@@ -113,7 +113,7 @@ class Operation(Generic[T]):
     effect: Effect
     returns: type[T]
     paced: str | None = None
-    echoes: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    echoes: Mapping[str, str] = attrs.field(factory=dict[str, str], hash=False)
 
 
 @attrs.frozen
