@@ -32,7 +32,7 @@ from aio_agentapi import (
     run_many,
 )
 from aio_agentapi._journal import Clock, Cursor, Store, Verdict
-from benchmarks.server import TOKEN, serving
+from benchmarks.server import AGENT, AMOUNT, TOKEN, serving
 
 ROUNDS = 7
 ALONE = 150
@@ -126,7 +126,7 @@ async def paying(base_url: str, store: Store) -> AsyncGenerator[Session]:
     """Open a session whose connections are made."""
     async with SessionManager(base_url, store=store) as manager:
         session = manager.session(TOKEN)
-        await asyncio.gather(*(session.wallets.deposit(i, 1) for i in range(50)))
+        await asyncio.gather(*(session.wallets.deposit(i, AMOUNT) for i in range(50)))
         yield session
 
 
@@ -135,7 +135,7 @@ async def alone(session: Session) -> float:
     times: list[float] = []
     for number in range(ALONE):
         began = time.perf_counter()
-        await session.wallets.deposit(number, 1)
+        await session.wallets.deposit(number, AMOUNT)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -143,7 +143,9 @@ async def alone(session: Session) -> float:
 async def many(session: Session) -> float:
     """Return the payments in a second with 50 in flight."""
     began = time.perf_counter()
-    async for outcome in run_many(lambda u: session.wallets.deposit(u, 1), range(MANY)):
+    async for outcome in run_many(
+        lambda u: session.wallets.deposit(u, AMOUNT), range(MANY)
+    ):
         if outcome.error is not None:
             raise outcome.error
     return MANY / (time.perf_counter() - began)
@@ -152,7 +154,7 @@ async def many(session: Session) -> float:
 async def plan(session: Session, journal: Path | None) -> float:
     """Return the rows in a second of a plan."""
     began = time.perf_counter()
-    rows = ((1003, "1.25") for _ in range(2 * MANY))
+    rows = ((AGENT, AMOUNT) for _ in range(2 * MANY))
     async for done in session.points.distribute(rows, journal=journal):
         if done.error is not None:
             raise done.error

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 
 from aio_agentapi import SessionManager
-from benchmarks.server import TOKEN, serving
+from benchmarks.server import AGENT, AMOUNT, TOKEN, serving
 
 SIZES = (1_000, 1_000_000)
 
@@ -23,7 +23,7 @@ SIZES = (1_000, 1_000_000)
 def plan(rows: int) -> Iterator[tuple[int, str]]:
     """Make a plan that is nowhere as a whole."""
     for _ in range(rows):
-        yield 1003, "1.2500"
+        yield AGENT, AMOUNT
 
 
 async def distribute(base_url: str, rows: int) -> None:

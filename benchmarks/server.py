@@ -23,9 +23,13 @@ BODY = (
     b'"balance":500000.0000,"rtp":95,"whitelist":[],"client_ip":"127.0.0.1",'
     b'"agent_code":1002,"role":"operator","parent_code":1001,"state":"active"}}'
 )
+# What the fixed answers repeat: a call of anything else would be told that it is not
+# its own.
+AGENT, AMOUNT = 1003, "1.2500"
+
 MOVE = (
     b'{"code":0,"message":null,"data":{"move_id":7,"from_code":1002,"to_code":1003,'
-    b'"amount":1.2500,"balance":500000.0000,"reference":"run-1",'
+    b'"amount":1.2500,"balance":500000.0000,"reference":null,'
     b'"created_at":"2024-05-31T12:00:00.000Z"}}'
 )
 
