@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import sys
@@ -32,6 +33,8 @@ from aio_agentapi.resources.points import Points
 from aio_agentapi.resources.transactions import Transactions
 from aio_agentapi.resources.users import Users
 from aio_agentapi.resources.wallets import Wallets
+
+_LOG: Final = logging.getLogger("aio_agentapi.telemetry")
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -243,9 +246,18 @@ def _watched(channel: Channel, base_url: str) -> Channel:
     # Whoever has set a provider has imported this; nobody else pays for the import.
     if not {"opentelemetry.metrics", "opentelemetry.trace"} & sys.modules.keys():
         return channel
-    from aio_agentapi import _telemetry  # noqa: PLC0415 - as above
+    try:
+        from aio_agentapi import _telemetry  # noqa: PLC0415 - as above
 
-    return _telemetry.watched(channel, base_url)
+        return _telemetry.watched(channel, base_url)
+    except Exception as error:  # noqa: BLE001 - an older version, a provider that is none: a session is opened all the same
+        _LOG.warning(
+            "OpenTelemetry is not told of this session: %s: %s. The extra otel says"
+            " which version it has to be",
+            type(error).__name__,
+            error,
+        )
+        return channel
 
 
 def _or_default(settings: Settings | None) -> Settings:

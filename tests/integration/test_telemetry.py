@@ -673,6 +673,25 @@ async def test_who_sets_no_provider_is_not_watched(box: Sandbox) -> None:
         assert type(manager.session("op")._channel) is Channel
 
 
+async def test_a_provider_that_cannot_be_used(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of another version, say: sessions go on without, and the log says so."""
+
+    class Old(MeterProvider):
+        def get_meter(self, *_: Any, **__: Any) -> Any:
+            msg = "unexpected keyword"
+            raise TypeError(msg)
+
+    old = Old()
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: old)
+    async with managing(box) as manager:
+        session = manager.session("op")
+        assert (await session.agents.info()).name == "operator"
+        assert type(session._channel) is Channel
+    assert "OpenTelemetry is not told of this session: TypeError" in caplog.text
+
+
 @pytest.mark.parametrize("which", ["tracer", "meter"])
 async def test_one_provider_is_enough(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, which: str
