@@ -127,6 +127,9 @@ class Faults:
         if fault.executed is not None and fault.kind not in _ANSWERING:
             msg = f"executed: not for {fault.kind!r}, whose name says it"
             raise ValueError(msg)
+        if fault.status is not None and fault.kind not in _ANSWERING:
+            msg = f"status: not for {fault.kind!r}, which makes no answer"
+            raise ValueError(msg)
         if fault.status is not None and fault.status not in _STATUSES:
             msg = f"status: 200 to 599, or None, not {fault.status}"
             raise ValueError(msg)

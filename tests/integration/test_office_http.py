@@ -274,6 +274,7 @@ async def test_a_form_that_cannot_be_accepted_changes_nothing(
         ({"kind": "delay", "executed": "no"}, "executed"),
         ({"status": "7"}, "200 to"),
         ({"status": "600"}, "200 to"),
+        ({"kind": "drop_before", "status": "503"}, "makes no answer"),
     ],
 )
 async def test_a_fault_that_cannot_be_is_refused(
