@@ -33,14 +33,22 @@ class Duty:
 
 
 def duties(seed: int, count: int, users: int) -> Iterator[Duty]:
-    """Make the list: the same for a seed; equal amounts are frequent."""
+    """
+    Make the list: the same for a seed; equal amounts are frequent.
+
+    Each fifth user withdraws all or nothing, and the others amounts. A withdrawal that
+    leaves nothing looks as one of everything, so that both lost are for a person.
+    """
     dice = random.Random(seed)  # noqa: S311 - the same list each time
     for number in range(count):
-        kind = dice.choices(("deposit", "withdraw", "all"), (70, 25, 5))[0]
+        user = dice.randint(1, users)
+        kind = dice.choices(("deposit", "withdraw"), (70, 30))[0]
+        if kind == "withdraw" and not user % 5:
+            kind = "all"
         amount = Decimal(dice.choice((5, 5, 10, 25))) + Decimal(
             dice.choice(("0", "0", "0.0001"))
         )
-        yield Duty(f"duty-{number}", kind, dice.randint(1, users), amount)
+        yield Duty(f"duty-{number}", kind, user, amount)
 
 
 async def pay(session: Session, duty: Duty) -> str:
