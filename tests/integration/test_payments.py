@@ -942,8 +942,12 @@ def test_a_coroutine_that_is_closed_outside_of_its_loop_is_unknown(
         return stack, paying
 
     async def end(stack: AsyncExitStack) -> list[Intent]:
-        await asyncio.sleep(0.05)
-        intents = await store.intents()
+        async with asyncio.timeout(20):
+            # The disk may still be busy with its beginning.
+            while (intents := await store.intents()) and (
+                intents[0].phase is Phase.SENT
+            ):
+                await asyncio.sleep(0.01)
         await stack.aclose()
         return intents
 
