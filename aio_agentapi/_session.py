@@ -20,7 +20,7 @@ from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
 from aio_agentapi._journal import Store
 from aio_agentapi._pace import Pace
-from aio_agentapi._settings import PATHS, Settings, check_base_url
+from aio_agentapi._settings import PATHS, UUID, Settings, check_base_url
 from aio_agentapi._settle import Payments, Settler
 from aio_agentapi._store import MemoryStore
 from aio_agentapi._transport import Transport
@@ -35,8 +35,6 @@ from aio_agentapi.resources.users import Users
 from aio_agentapi.resources.wallets import Wallets
 
 _LOG: Final = logging.getLogger("aio_agentapi.telemetry")
-
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # What a view may set for itself; the rest belongs to the gate and the pool.
 _OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeout"})
@@ -380,7 +378,7 @@ class SessionManager:
             return account
         if account in self._accounts:
             return self._accounts[account]
-        if isinstance(account, str) and _UUID.fullmatch(account):
+        if isinstance(account, str) and UUID.fullmatch(account):
             return Secret(account)
         # Without what was given: it may be a token with a slip in it.
         msg = (

@@ -47,10 +47,12 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
 
 _PATH: Final = re.compile(r"[!-.0-~][!-~]*")
 
+# The form of a token.
+UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
 # What may be secret in an address, or be taken for one.
 _USER: Final = re.compile(r"^([a-z]*://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).*", re.DOTALL)
-_TOKEN: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 # Characters of a host with its path: a signed token has more.
 _NAME: Final = 64
 
@@ -283,7 +285,7 @@ def _shown(base_url: object) -> str:
     if not isinstance(base_url, str):
         return f"of type {type(base_url).__name__}"
     plain = _USER.sub(r"\1***@", base_url)
-    plain = _TOKEN.sub("***", _QUERY.sub(r"\1***", plain))
+    plain = UUID.sub("***", _QUERY.sub(r"\1***", plain))
     if "://" not in plain and ("." not in plain or len(plain) > _NAME):
         # A token in the wrong place looks so.
         return f"a text of {len(base_url)} characters"

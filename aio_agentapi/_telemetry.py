@@ -48,7 +48,7 @@ from aio_agentapi._channel import Call, Channel
 from aio_agentapi._exchange import Exchange
 from aio_agentapi._feed import Ripe
 from aio_agentapi._journal import OPEN, PAYMENTS, Intent, Phase
-from aio_agentapi._settings import PATHS
+from aio_agentapi._settings import PATHS, UUID
 from aio_agentapi._types import Moved, Query
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -70,7 +70,7 @@ _SYSTEM: Final = "agentapi"
 _OTHER: Final = "_OTHER"
 
 # What in a path may be a token or a user: a UUID, and a number.
-_NAMES: Final = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\b\d+\b")
+_NAMES: Final = re.compile(rf"{UUID.pattern}|\b\d+\b", UUID.flags)
 
 # Where the API has its own providers, which record nothing.
 _PLACEHOLDERS: Final = ("opentelemetry.trace", "opentelemetry.metrics")
@@ -81,21 +81,21 @@ _BUCKETS: Final = (
     *(1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0),
 )
 
-# What is seen of a gate: its field, the unit, and what it means.
-_GAUGES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+# What is seen of a gate, by its field: permits now, and answers so far.
+_GAUGES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "limit": ("{permit}", "Calls that may be in flight at once"),
-        "share": ("{permit}", "How many of them the service admits at present"),
-        "in_use": ("{permit}", "Calls in flight"),
-        "detached": ("{permit}", "Those of them whose caller has left"),
-        "withheld": ("{permit}", "Permits that nobody gets at present"),
-        "foreign_estimate": ("{permit}", "About how many calls others have in flight"),
+        "limit": "Calls that may be in flight at once",
+        "share": "How many of them the service admits at present",
+        "in_use": "Calls in flight",
+        "detached": "Those of them whose caller has left",
+        "withheld": "Permits that nobody gets at present",
+        "foreign_estimate": "About how many calls others have in flight",
     }
 )
-_COUNTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+_COUNTS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "busy_answers": ("{answer}", "Calls that the service had no room for (1018)"),
-        "late_answers": ("{answer}", "Answers read after their caller had left"),
+        "busy_answers": "Calls that the service had no room for (1018)",
+        "late_answers": "Answers read after their caller had left",
     }
 )
 
@@ -157,9 +157,9 @@ class _Instruments:
             "{payment}",
             "Payments that became unknown",
         )
-        for name, (unit, told) in _GAUGES.items():
+        for name, told in _GAUGES.items():
             meter.create_observable_gauge(
-                f"agentapi.gate.{name}", [self._look(_of(name))], unit, told
+                f"agentapi.gate.{name}", [self._look(_of(name))], "{permit}", told
             )
         meter.create_observable_gauge(
             "agentapi.gate.waiting",
@@ -167,9 +167,9 @@ class _Instruments:
             "{call}",
             "Calls in line for a permit",
         )
-        for name, (unit, told) in _COUNTS.items():
+        for name, told in _COUNTS.items():
             meter.create_observable_counter(
-                f"agentapi.gate.{name}", [self._look(_of(name))], unit, told
+                f"agentapi.gate.{name}", [self._look(_of(name))], "{answer}", told
             )
         meter.create_observable_gauge(
             "agentapi.payments.unknown",

@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal[
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 # Of HTTP, that an answer can have.
-_STATUSES: Final = range(200, 600)
+STATUSES: Final = range(200, 600)
 
 _ANSWERING: Final = frozenset({"cut_json", "html", "empty", "wrong_shape", "code"})
 
@@ -130,8 +130,10 @@ class Faults:
         if fault.status is not None and fault.kind not in _ANSWERING:
             msg = f"status: not for {fault.kind!r}, which makes no answer"
             raise ValueError(msg)
-        if fault.status is not None and fault.status not in _STATUSES:
-            msg = f"status: 200 to 599, or None, not {fault.status}"
+        if fault.status is not None and fault.status not in STATUSES:
+            msg = (
+                f"status: {STATUSES[0]} to {STATUSES[-1]}, or None, not {fault.status}"
+            )
             raise ValueError(msg)
         if fault.times is not None and fault.times < 1:
             msg = f"times: at least 1, or None, not {fault.times}"

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
-from aio_agentapi.sandbox._faults import Fault, Kind
+from aio_agentapi.sandbox._faults import STATUSES, Fault, Kind
 from aio_agentapi.sandbox._members import AMOUNT
 from aio_agentapi.sandbox._pages import switch_kinds
 from aio_agentapi.sandbox._switches import Switches
@@ -69,7 +69,11 @@ def fault(typed: Mapping[str, str]) -> Fault:
     times = whole(typed, "times", 1) if typed.get("times") else None
     if kind == "busy" and times is None:
         raise Wrong(times="How often is always said for busy.")
-    status = whole(typed, "status", 200, 599) if typed.get("status") else None
+    status = (
+        whole(typed, "status", STATUSES[0], STATUSES[-1])
+        if typed.get("status")
+        else None
+    )
     if status is None and kind == "html":
         status = 502
     return Fault(

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,8 @@ import aiohttp
 import pytest
 
 from aio_agentapi import SessionManager
-from aio_agentapi.redis import RedisGate
-from aio_agentapi.sandbox import SandboxProcess, Switches
+from aio_agentapi.redis import RedisGate, RedisGates
+from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
 from tests.redis_server import RedisServer, redis_server
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
@@ -90,6 +91,32 @@ async def test_four_workers_of_a_web_server(store: RedisServer) -> None:
 
 
 @pytest.mark.timeout(60)
+async def test_what_serves_all_calls_is_in_no_ones_context(
+    store: RedisServer, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper and the listener outlive the call that began them, and its trace."""
+    mine: ContextVar[str] = ContextVar("mine", default="nobody's")
+    seen: dict[str, str] = {}
+    keep, listen = RedisGate._keep, RedisGates._listen
+
+    async def kept(self: RedisGate, gates: RedisGates) -> None:
+        seen["keeper"] = mine.get()
+        await keep(self, gates)
+
+    async def heard(self: RedisGates, *args: Any) -> None:
+        seen["listener"] = mine.get()
+        await listen(self, *args)
+
+    monkeypatch.setattr(RedisGate, "_keep", kept)
+    monkeypatch.setattr(RedisGates, "_listen", heard)
+    mine.set("the call's")
+    gate, token = RedisGate.factory(store.url), box.token("operator")
+    await store.age(token)
+    async with SessionManager(box.base_url, gate=gate) as manager:
+        await manager.session(token).agents.info()
+    assert seen == {"keeper": "nobody's", "listener": "nobody's"}
+
+
 async def test_the_command_line_shows_who_holds_what(
     store: RedisServer, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from urllib.request import getproxies_environment
 import attrs
 
 from aio_agentapi import AgentInfo, OnlineGame
+from aio_agentapi._settings import UUID
 from aio_agentapi.cli._account import Draft, Place
 from aio_agentapi.errors import AgentAPIError
 
@@ -30,8 +31,6 @@ SKEW: Final = 30.0
 
 # What is blotted out wherever it stands: shorter words stand in others.
 _LONG: Final = 4
-
-UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 State: TypeAlias = Literal["ok", "note", "wrong", "skipped"]
 

@@ -8,8 +8,8 @@ import platform
 import re
 from typing import Final
 
-from aio_agentapi._settings import check_base_url
-from aio_agentapi.cli._checks._patient import UUID, Finding, Patient, aside, ok, wrong
+from aio_agentapi._settings import UUID, check_base_url
+from aio_agentapi.cli._checks._patient import Finding, Patient, aside, ok, wrong
 from aio_agentapi.errors import UsageError
 
 _LEAST: Final = re.compile(r"([\w-]+)[^;]*?>=([\d.]+)")
