@@ -1,5 +1,6 @@
 """How code of yours is tested against a payment whose answer gets lost."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -59,6 +60,21 @@ async def test_an_answer_that_nobody_understands_is_as_good_as_lost(
     shop = agentapi.session("shop_1")
     anna = (await shop.users.create("anna")).user_code
     getattr(agentapi_faults, fault)("wallets.deposit", times=1)
+    assert await pay_order(shop, "order-1", anna, "25") == "paid"
+    assert_balances(agentapi_sandbox, "shop_1", {"anna": "25"})
+
+
+async def test_an_order_whose_customer_has_left_is_paid_once(
+    agentapi: SessionManager, agentapi_sandbox: Sandbox, agentapi_faults: Faults
+) -> None:
+    shop = agentapi.session("shop_1")
+    anna = (await shop.users.create("anna")).user_code
+    agentapi_faults.hold("wallets.deposit")
+    paying = asyncio.create_task(pay_order(shop, "order-1", anna, "25"))
+    while not agentapi_sandbox.gauge("shop_1").in_flight:
+        await asyncio.sleep(0.01)
+    paying.cancel()
+    agentapi_faults.clear()
     assert await pay_order(shop, "order-1", anna, "25") == "paid"
     assert_balances(agentapi_sandbox, "shop_1", {"anna": "25"})
 

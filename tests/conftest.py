@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -15,6 +16,11 @@ from aio_agentapi.sandbox import Sandbox, SandboxProcess
 from tests.watch import watch
 
 watch()
+
+# A shell lets what it starts in the background ignore it, and so would the programs
+# that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run of a commit, and as long as they take.
 hypothesis.settings.register_profile(

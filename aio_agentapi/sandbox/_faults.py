@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from contextlib import suppress
 from typing import Final, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 import attrs
@@ -14,6 +16,7 @@ Kind: TypeAlias = Literal[
     "drop_before",
     "drop_after",
     "delay",
+    "hold",
     "late_row",
     "cut_json",
     "html",
@@ -97,13 +100,19 @@ class Faults:
 
     Attributes:
         aliases: Other names that a path may be given by.
+
+        clearings: How often they were cleared.
     """
 
     seed: int = 0
     aliases: dict[str, str] = attrs.field(
         init=False, factory=dict[str, str], repr=False
     )
+    clearings: int = attrs.field(init=False, default=0, repr=False)
     _on: list[Fault] = attrs.field(init=False, factory=list)
+    _held: list[asyncio.Future[None]] = attrs.field(
+        init=False, factory=list, repr=False
+    )
     _dice: random.Random = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -154,6 +163,10 @@ class Faults:
         """Execute the call so many seconds later than usual."""
         self.add(Fault("delay", path, seconds=seconds, **which))
 
+    def hold(self, path: str | None = None, **which: Unpack[Which]) -> None:
+        """Keep the call in flight until the faults are cleared; execute it then."""
+        self.add(Fault("hold", path, **which))
+
     def late_row(
         self, seconds: float, path: str | None = None, **which: Unpack[Which]
     ) -> None:
@@ -186,8 +199,22 @@ class Faults:
         self.add(Fault("busy", path, times, share))
 
     def clear(self) -> None:
-        """Turn all faults off."""
+        """Turn all faults off, and let those go on that are held."""
         self._on.clear()
+        self.clearings += 1
+        held, self._held = self._held, []
+        for call in held:
+            # A test clears them from its own thread, or when that loop is over.
+            with suppress(RuntimeError):
+                call.get_loop().call_soon_threadsafe(_let_go, call)
+
+    async def held(self, clearings: int) -> None:
+        """Wait until the faults were cleared more often than so."""
+        call = asyncio.get_running_loop().create_future()
+        self._held.append(call)
+        # Looked at after that: another thread may clear them in between.
+        if self.clearings == clearings:
+            await call
 
     def take(self, path: str) -> Fault | None:
         """Return the fault that hits this call, used up by one, if there is one."""
@@ -200,3 +227,8 @@ class Faults:
                     self._on.remove(fault)
             return fault
         return None
+
+
+def _let_go(call: asyncio.Future[None]) -> None:
+    if not call.done():
+        call.set_result(None)

@@ -114,6 +114,7 @@ class Service:
             self._peers.add(peer)
             gauge.connections += 1
         full = gauge.in_flight + gauge.foreign >= self.deployment.switches.limit
+        clearings = self.faults.clearings
         # A call that is refused anyway uses no fault up.
         fault = None if full else self.faults.take(path)
         if full or (fault is not None and fault.kind == "busy"):
@@ -127,6 +128,8 @@ class Service:
         gauge.foreign_peak = max(gauge.foreign_peak, total)
         try:
             await asyncio.sleep(self._latency(fault))
+            if fault is not None and fault.kind == "hold":
+                await self.faults.held(clearings)
             response = self._execute(route, account, path, request, text, fault)
             await response.prepare(request)
             await response.write_eof()

@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 
@@ -45,7 +46,7 @@ async def test_a_cancelled_caller_leaves_at_once_and_the_permit_stays(
     box: Sandbox,
 ) -> None:
     """It is free when the service has answered, and the answer is counted."""
-    box.switches = Switches(latency=0.3)
+    box.faults.hold(times=1)
     async with connect(box, limit=1) as session:
         call = start(session.agents.info())
         await sent(box, 1)
@@ -59,7 +60,11 @@ async def test_a_cancelled_caller_leaves_at_once_and_the_permit_stays(
             "<LocalGate 1 permits, 1 in use (1 detached), 0 waiting>"
         )
         # The next one waits for it, and meets no 1018.
-        assert (await session.agents.info()).name == "operator"
+        after = start(session.agents.info())
+        await asyncio.sleep(0.05)
+        assert session.gate.statistics().waiting == 1
+        box.faults.clear()
+        assert (await after).name == "operator"
         state = session.gate.statistics()
         assert (state.in_use, state.detached, state.late_answers) == (0, 0, 1)
         assert (state.busy_answers, box.gauge("operator").peak) == (0, 1)
@@ -67,14 +72,14 @@ async def test_a_cancelled_caller_leaves_at_once_and_the_permit_stays(
 
 async def test_a_caller_out_of_time_leaves_the_permit_too(box: Sandbox) -> None:
     """A payment is not sent again, and its answer is read."""
-    box.faults.delay(0.4, "wallet/deposit", times=1)
-    async with connect(box, "shop_1", limit=1, timeout=0.1) as shop:
+    box.faults.hold("wallet/deposit")
+    async with connect(box, "shop_1", limit=1) as shop:
         user = (await shop.users.create("anna")).user_code
-        began = time.monotonic()
+        hurried = shop.with_options(timeout=0.1)
         with pytest.raises(OutcomeUnknownError, match="no answer in time"):
-            await shop.wallets.deposit(user, 5)
-        assert time.monotonic() - began < 0.35
+            await hurried.wallets.deposit(user, 5)
         assert shop.gate.statistics().detached == 1
+        box.faults.clear()
         assert (await shop.users.info(user)).balance == 5
         assert shop.gate.statistics().late_answers == 1
         assert box.executed["wallet/deposit"] == 1
@@ -167,7 +172,7 @@ async def test_who_leaves_in_the_turn_of_the_permit_sends_nothing(
 
 async def test_an_exchange_is_given_up_in_the_end(box: Sandbox) -> None:
     """So long after its caller has left; the permit lingers, and comes back."""
-    box.faults.delay(5.0, times=1)
+    box.faults.hold(times=1)
     async with connect(box, limit=1, abandon_after=0.3, linger=0.2) as session:
         call = start(session.agents.info())
         await sent(box, 1)
@@ -177,7 +182,7 @@ async def test_an_exchange_is_given_up_in_the_end(box: Sandbox) -> None:
         call.cancel()
         loop = asyncio.get_running_loop()
         left = loop.time()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0)
         assert session.gate.statistics().detached == 1
         await idle(session)
         assert loop.time() - left >= 0.29
@@ -191,26 +196,28 @@ async def test_an_exchange_is_given_up_in_the_end(box: Sandbox) -> None:
 
 async def test_a_query_waits_for_its_own_exchange_again(box: Sandbox) -> None:
     """It is not sent a second time while the first one runs."""
-    box.faults.delay(0.5, times=1)
-    async with connect(box, timeout=0.2, attempts=3) as session:
-        assert (await session.agents.info()).name == "operator"
-        assert box.executed["agent/info"] == 1
-        code = box.account("shop_1").code
-        box.faults.delay(0.5, times=1)
-        await session.points.transfer(code, 1)
-        assert box.executed["points/transfer"] == 1
-        # No longer than its tries last.
-        box.faults.delay(1.0, times=1)
-        with pytest.raises(OutcomeUnknownError) as caught:
-            await session.with_options(attempts=2).agents.info()
-        assert caught.value.attempts == 1
-        # And no longer than its deadline does.
-        box.faults.delay(1.0, times=1)
-        began = time.monotonic()
-        with pytest.raises(OutcomeUnknownError):
-            await session.with_options(deadline=0.3).agents.info()
-        assert time.monotonic() - began < 0.39
-        assert box.executed["agent/info"] == 1
+    code, loop = box.account("shop_1").code, asyncio.get_running_loop()
+    async with connect(box, timeout=0.1, attempts=100) as session:
+        box.faults.hold()
+        for call in (session.agents.info(), session.points.transfer(code, 1)):
+            asking = start(call)
+            await sent(box, 1)
+            # Time for some of its tries.
+            await asyncio.sleep(0.4)
+            assert not asking.done()
+            box.faults.clear()
+            await asking
+            box.faults.hold()
+        assert box.executed == {"agent/info": 1, "points/transfer": 1}
+        # No longer than its tries last, and no longer than its deadline does.
+        for view in ({"attempts": 2}, {"deadline": 0.3}):
+            began = loop.time()
+            with pytest.raises(OutcomeUnknownError) as caught:
+                await session.with_options(**view).agents.info()
+            assert caught.value.attempts == 1
+            assert loop.time() - began >= 0.19
+        assert box.gauge("operator").served == 4
+        box.faults.clear()
         await idle(session)
         assert session.gate.statistics().late_answers == 2
 
@@ -233,7 +240,7 @@ async def test_what_breaks_after_a_wait_is_sent_again() -> None:
             await writer.drain()
         writer.close()
 
-    settings = Settings(timeout=0.2, attempts=3)
+    settings = Settings(timeout=0.2, attempts=10)
     async with (
         serving(breaks) as url,
         SessionManager(url, settings=settings) as manager,
@@ -242,23 +249,33 @@ async def test_what_breaks_after_a_wait_is_sent_again() -> None:
     assert asked == 2
 
 
+def answer_held(box: SandboxProcess, name: str) -> None:
+    """Let an account's calls be answered, while the loop stands still."""
+    httpx.post(f"{box.base_url}/sandbox/clear", json={}).raise_for_status()
+    gauge = f"{box.base_url}/sandbox/gauge"
+    while httpx.get(gauge, params={"name": name}).json()["in_flight"]:
+        pass
+
+
 @pytest.mark.parametrize("clock", ["deadline", "timeout"])
 @pytest.mark.parametrize("factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
 def test_an_answer_that_is_there_in_time_is_returned(factory: Any, clock: str) -> None:
     """Though the loop was too busy to see it before the time was over."""
 
     async def scene() -> None:
-        async with SandboxProcess(Switches(latency=0.1)) as box:
-            options = {clock: 0.4, "attempts": 1}
-            async with connect(box, "shop_1", **options) as shop:
-                user = (await shop.users.create("anna")).user_code
-                pay = start(shop.wallets.deposit(user, 5))
-                # Sent, and not yet answered.
-                while not (await box.gauge("shop_1")).in_flight:
-                    pass
-                time.sleep(0.5)  # noqa: ASYNC251 - a callback that holds the loop
-                assert (await pay).balance == 5
-                assert shop.gate.statistics().detached == 0
+        async with SandboxProcess() as box, connect(box, "shop_1") as shop:
+            user = (await shop.users.create("anna")).user_code
+            await box.fault(Fault("hold", "wallet/deposit"))
+            began = time.monotonic()
+            options = {clock: 1.0, "attempts": 1}
+            pay = start(shop.with_options(**options).wallets.deposit(user, 5))
+            while not (await box.gauge("shop_1")).in_flight:
+                await asyncio.sleep(0)
+            # From here on a callback holds the loop.
+            answer_held(box, "shop_1")
+            time.sleep(max(0, began + 1.1 - time.monotonic()))  # noqa: ASYNC251 - so
+            assert (await pay).balance == 5
+            assert shop.gate.statistics().detached == 0
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(scene())
@@ -266,11 +283,12 @@ def test_an_answer_that_is_there_in_time_is_returned(factory: Any, clock: str) -
 
 async def test_a_refusal_that_comes_too_late_is_counted(box: Sandbox) -> None:
     """The share follows it though nobody waits for it, and the permits are whole."""
+    left = asyncio.Event()
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for body, pause in ((b'{"code": 1018}', 0.2), (OK_INFO, 0.0)):
+        for body in (b'{"code": 1018}', OK_INFO):
             await read_request(reader)
-            await asyncio.sleep(pause)
+            await left.wait()
             head = f"HTTP/1.1 200 X\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
         await reader.read()
@@ -281,11 +299,12 @@ async def test_a_refusal_that_comes_too_late_is_counted(box: Sandbox) -> None:
         hurried = session.with_options(timeout=0.1, attempts=1)
         with pytest.raises(OutcomeUnknownError):
             await hurried.agents.info()
+        left.set()
         await idle(session)
         state = session.gate.statistics()
         assert (state.busy_answers, state.late_answers, state.share) == (1, 1, 1)
         # Nobody is in line: the next one is the probe.
-        assert (await hurried.agents.info()).name == "x"
+        assert (await session.agents.info()).name == "x"
 
 
 async def test_a_late_refusal_uses_up_no_attempt() -> None:
@@ -294,13 +313,13 @@ async def test_a_late_refusal_uses_up_no_attempt() -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for body in (b'{"code": 1018}', OK_INFO):
             await read_request(reader)
-            await asyncio.sleep(0.45)
+            await asyncio.sleep(0.9)
             head = f"HTTP/1.1 200 X\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
         await reader.read()
         writer.close()
 
-    settings = Settings(timeout=0.3, attempts=2)
+    settings = Settings(timeout=0.6, attempts=2)
     async with serving(slow) as url, SessionManager(url, settings=settings) as manager:
         session = manager.session(TOKEN)
         assert (await session.agents.info()).name == "x"
@@ -309,14 +328,18 @@ async def test_a_late_refusal_uses_up_no_attempt() -> None:
 
 async def test_closing_waits_for_what_was_left(box: Sandbox) -> None:
     """As long as it waits for what runs; then it is cut."""
-    box.switches = Switches(latency=0.3)
-    for drain, late in ((5.0, 1), (0.05, 0)):
+    loop = asyncio.get_running_loop()
+    for drain, late in ((30.0, 1), (0.05, 0)):
+        box.faults.hold()
         async with connect(box, drain=drain) as session:
             call = start(session.agents.info())
             await sent(box, 1)
             call.cancel()
+            if late:
+                loop.call_later(0.2, box.faults.clear)
         state = session.gate.statistics()
         assert (state.in_use, state.detached, state.late_answers) == (0, 0, late)
+        box.faults.clear()
         while box.gauge("operator").in_flight:
             await asyncio.sleep(0.01)
     loose = [t for t in asyncio.all_tasks() if "_carry_out" in repr(t.get_coro())]
@@ -339,7 +362,7 @@ async def test_closing_in_the_turn_of_the_permit(box: Sandbox) -> None:
 
 async def test_what_is_left_belongs_to_nobody(box: Sandbox) -> None:
     """A task group that is cancelled does not wait for it, nor take it along."""
-    box.switches = Switches(latency=0.2)
+    box.faults.hold()
     async with connect(box) as session:
         with pytest.raises(ExceptionGroup):
             async with asyncio.TaskGroup() as group:
@@ -347,6 +370,7 @@ async def test_what_is_left_belongs_to_nobody(box: Sandbox) -> None:
                 await sent(box, 1)
                 raise KeyError
         assert session.gate.statistics().detached == 1
+        box.faults.clear()
         await idle(session)
         assert session.gate.statistics().late_answers == 1
 
@@ -404,12 +428,12 @@ async def test_a_long_answer_that_is_there_is_returned(size: int) -> None:
         await reader.read()
         writer.close()
 
-    settings = Settings(timeout=0.3, attempts=1)
+    settings = Settings(timeout=1.0, attempts=1)
     async with serving(long) as url, SessionManager(url, settings=settings) as manager:
         session = manager.session(TOKEN)
         call = start(session.call("a/b", {}, effect="read"))
         await told.wait()
-        time.sleep(0.4)  # noqa: ASYNC251 - a callback that holds the loop
+        time.sleep(1.1)  # noqa: ASYNC251 - a callback that holds the loop
         answer = await call
     assert isinstance(answer, dict)
     assert answer["name"] == "x" * size
@@ -426,13 +450,14 @@ async def test_a_feed_is_not_read_while_a_left_reading_runs(
     ) as shop:
         user = (await shop.with_options(timeout=5).users.create("anna")).user_code
         await shop.with_options(timeout=5).wallets.deposit(user, 5)
-        box.faults.delay(0.6, "game/transaction-id", times=1)
+        box.faults.hold("game/transaction-id", times=1)
         with pytest.raises((TimeoutError, OutcomeUnknownError)):
             async with asyncio.timeout(0.1 if own else None):
                 await anext(shop.transactions.since(0))
         patient = shop.with_options(timeout=5)
         with pytest.raises(AgentAPIError, match="may not be read again in time"):
             await anext(shop.with_options(max_wait=0.05).transactions.since(0))
+        box.faults.clear()
         rows = [row async for row in patient.transactions.since(0)]
         assert [row.trans_amount for row in rows] == [5]
         assert shop.gate.statistics().late_answers == 1
@@ -444,7 +469,8 @@ def test_a_call_that_is_closed_after_its_loop(*, late: bool) -> None:
     with asyncio.Runner() as runner:
 
         async def begin() -> tuple[SandboxProcess, SessionManager, Any]:
-            box = await SandboxProcess(Switches(latency=0.3)).__aenter__()
+            box = await SandboxProcess().__aenter__()
+            await box.fault(Fault("hold"))
             manager = SessionManager(box.base_url, settings=Settings(drain=0.0))
             asking = manager.session(box.tokens["operator"]).agents.info()
             task = asyncio.get_running_loop().create_task(asking)
@@ -454,7 +480,9 @@ def test_a_call_that_is_closed_after_its_loop(*, late: bool) -> None:
 
         async def end() -> None:
             if late:
-                await asyncio.sleep(0.5)
+                await box.clear_faults()
+                while not gate.statistics().late_answers:
+                    await asyncio.sleep(0.01)
             await manager.aclose()
             task.cancel()
             # Its coroutine is over.

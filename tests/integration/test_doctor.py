@@ -162,7 +162,8 @@ async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
         journal = tmp_path / "journal.db"
         _, user = await stack.enter_async_context(paying(box, journal))
         box.play("operator", user, 4)
-        gate = RedisGate.factory(store.url, lease=1.0, heartbeat=0.25)
+        gate = RedisGate.factory(store.url, lease=5.0, heartbeat=0.25)
+        await store.age(box.token("operator"))
         manager = SessionManager(box.base_url, gate=gate)
         await stack.enter_async_context(manager)
         await manager.session(box.token("operator")).agents.info()
@@ -390,7 +391,7 @@ async def test_a_service_that_hangs(scheme: str) -> None:
         told = await examine(at(url.replace("http", scheme, 1)), process=True)
     assert held
     if scheme == "http":
-        told.wrong("answer", "no answer within 3.0 s", "slow, or hangs")
+        told.wrong("answer", "no answer within ", "slow, or hangs")
         assert told.rows["clock"]["told"] == "the service does not tell the time"
     else:
         told.wrong("tls", "not agreed on: no answer", "in between")
@@ -449,7 +450,7 @@ async def test_others_use_a_slow_service() -> None:
     busy = b'{"code": 1018, "message": "busy", "data": null}'
     async with slow(busy, 1.4) as url:
         told = await examine(at(url))
-    told.wrong("others", "1018 to each of 2 attempts", "share one gate")
+    told.wrong("others", "1018 to every call, ", "share one gate")
     assert told.rows["answer"]["state"] == "ok"
 
 
@@ -627,7 +628,9 @@ async def test_a_slow_service(box: Sandbox) -> None:
     box.switches = Switches(latency=1.6)
     told = await examine(of(box))
     assert told.code == 0
-    assert 20 < told.rows["latency"]["facts"]["calls_per_second"] <= 50 / 1.6
+    latency = told.rows["latency"]["facts"]
+    assert latency["seconds"] >= 1.6
+    assert latency["calls_per_second"] == pytest.approx(50 / latency["seconds"])
 
 
 async def test_proxies(box: Sandbox, tmp_path: Path) -> None:

@@ -471,7 +471,7 @@ async def test_equal_payments_are_counted(early: Switches) -> None:
 
 async def test_a_row_that_appears_late_is_waited_for(early: Switches) -> None:
     """Within feed_lag after longest_call nothing is called absent."""
-    async with scene(early, longest_call=0.1, feed_lag=0.5) as here:
+    async with scene(early, longest_call=1.0, feed_lag=0.5) as here:
         here.box.faults.late_row(0.5, "wallet/deposit", times=1)
         # The first fault of a call wins: lose it by its delay.
         session = here.session.with_options(timeout=0.01)
@@ -518,14 +518,18 @@ async def test_an_equal_payment_that_runs_is_not_taken_for_the_lost_one(
 
 async def test_a_late_answer_while_settling() -> None:
     """Whoever knows first writes it; the other finds it written."""
-    async with scene(longest_call=5.0, abandon_after=5.0) as here:
-        here.box.faults.delay(0.6, "wallet/deposit", times=1)
+    async with scene(longest_call=20, abandon_after=20) as here:
+        here.box.faults.hold("wallet/deposit", times=1)
         with pytest.raises(OutcomeUnknownError) as caught:
             await here.session.wallets.deposit(here.user, 5)
         number = caught.value.intent
         assert number is not None
-        settled = await here.session.payments.settle(number)
-        assert settled.phase is Phase.CONFIRMED
+        settling = asyncio.create_task(here.session.payments.settle(number))
+        await until(lambda: here.box.received.get("game/transaction-id", 0) >= 2)
+        assert here.balance == 0
+        assert not settling.done()
+        here.box.faults.clear()
+        assert (await settling).phase is Phase.CONFIRMED
         assert here.balance == 5
         statistics = here.session.gate.statistics
         await until(lambda: statistics().late_answers == 1)

@@ -191,7 +191,8 @@ async def test_an_amount_that_is_long_to_work_out(box: Sandbox) -> None:
 
 async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> None:
     """Until it has been executed, and it is executed."""
-    box.switches = Switches(latency=0.5, limit=2)
+    box.switches = Switches(limit=2)
+    box.faults.hold("points/transfer")
     move = {"agent_code": box.account("shop_1").code, "amount": 1}
     loop = asyncio.get_running_loop()
     calls = [loop.create_task(post(box, "points/transfer", move)) for _ in range(2)]
@@ -202,7 +203,8 @@ async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> N
     await asyncio.gather(*calls, return_exceptions=True)
     assert box.gauge("operator").in_flight == 2
     _, answer = await post(box, "agent/info")
-    assert answer["code"] == 1018
+    assert (answer["code"], box.executed["points/transfer"]) == (1018, 0)
+    box.faults.clear()
     while box.gauge("operator").in_flight:
         await asyncio.sleep(0.01)
     assert box.executed["points/transfer"] == 2
@@ -225,12 +227,19 @@ async def test_a_call_can_count_for_a_while_after_its_answer(box: Sandbox) -> No
 
 async def test_the_limit_can_count_by_address(box: Sandbox) -> None:
     """As some deployments do: two tokens share it then."""
-    box.switches = Switches(latency=0.05, limit=3, scope="ip")
-    results = await asyncio.gather(
-        *(post(box, "agent/info", token=box.token("shop_1")) for _ in range(3)),
-        *(post(box, "agent/info") for _ in range(3)),
-    )
+    box.switches = Switches(limit=3, scope="ip")
+    box.faults.hold()
+    loop = asyncio.get_running_loop()
+    tokens = [box.token(name) for name in ("shop_1", "operator")] * 3
+    calls = [loop.create_task(post(box, "agent/info", token=t)) for t in tokens]
+    refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    while len(refused) < 3:
+        await asyncio.sleep(0.01)
+        refused = {call for call in calls if call.done()}
+    box.faults.clear()
+    results = await asyncio.gather(*calls)
     assert sorted(a["code"] for _, a in results) == [0, 0, 0, 1018, 1018, 1018]
+    assert {call.result()[1]["code"] for call in refused} == {1018}
 
 
 async def test_the_feed_keeps_its_thirty_seconds() -> None:
@@ -345,6 +354,20 @@ async def test_a_process_is_told_what_to_do() -> None:
                     assert response.status == 404
             async with http.post(f"{box.base_url}/sandbox/x", json={}) as response:
                 assert response.status == 404
+
+
+async def test_what_is_held_stays_in_flight_until_it_is_let_go() -> None:
+    """In another process too; more calls than it is for go on at once."""
+    async with SandboxProcess() as box, connect(box) as session:
+        await box.fault(Fault("hold", "agent/info", times=2))
+        loop = asyncio.get_running_loop()
+        calls = [loop.create_task(session.agents.info()) for _ in range(2)]
+        while (await box.gauge("operator")).in_flight < 2:
+            await asyncio.sleep(0.01)
+        assert (await session.agents.info()).name == "operator"
+        assert not any(call.done() for call in calls)
+        await box.clear_faults()
+        assert [info.name for info in await asyncio.gather(*calls)] == ["operator"] * 2
 
 
 async def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ async def _ask(session: Session, end: float) -> Asked:
 def _late(session: Session, waited: float) -> AgentAPIError:
     """Return what went wrong where no call came to its end."""
     if busy := session.gate.statistics().busy_answers:
-        return BusyError(f"code 1018 to each of {busy} attempts", code=1018)
+        return BusyError(f"code 1018 to every call, {busy} so far", code=1018)
     return _LateError(f"no answer within {waited:.1f} s")
 
 
