@@ -560,14 +560,14 @@ async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> 
         assert (await run(service, *args)).code == 0
         assert await session.points.balance() == 499_995
 
-        await service.fault(Fault("delay", "points/transfer", seconds=0.5))
+        await service.fault(Fault("hold", "points/transfer"))
         process = await begin(service, "points", "transfer", str(shop), "7", "--json")
         await until_served(service, (await service.gauge("operator")).served + 1)
         process.send_signal(signal.SIGINT)
+        await service.clear_faults()
         out, err = await process.communicate()
         assert (process.returncode, out) == (130, b"")
         reference = err.decode().split("--reference ")[1].split()[0]
-        await service.clear_faults()
         args = ("points", "transfer", str(shop), "7", "--reference", reference)
         assert (await run(service, *args)).code == 0
         assert await session.points.balance() == 499_988

@@ -379,13 +379,14 @@ async def test_an_interrupted_payment_is_in_the_journal(desk: Desk) -> None:
     user = await desk.user()
     # So that there is a journal to look into.
     await desk.run("wallets", "deposit", user, "1")
-    await desk.box.fault(Fault("delay", "wallet/deposit", seconds=1.0))
+    await desk.box.fault(Fault("hold", "wallet/deposit"))
     process = await desk.begin("wallets", "deposit", user, "1")
     store = SqliteStore(desk.journal)
     while len(await store.intents("eur")) < 2:
         await asyncio.sleep(0.01)
     await store.aclose()
     process.send_signal(signal.SIGINT)
+    await desk.box.clear_faults()
     out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert b"agentapi payments list" in err
@@ -455,7 +456,7 @@ async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
     assert await pay() == "paid"
 
     # What it leaves behind when it dies is unknown.
-    await desk.box.fault(Fault("delay", "wallet/deposit", seconds=30.0))
+    await desk.box.fault(Fault("hold", "wallet/deposit"))
     count = len(await desk.rows("payments", "list", "--all"))
     left = asyncio.create_task(pay())
     while len(every := await desk.rows("payments", "list", "--all")) == count:

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import sys
 import tracemalloc
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,6 +21,21 @@ from aio_agentapi.errors import (
 from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
 from tests.conftest import connect
 
+T = TypeVar("T")
+
+
+def start(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Run a call beside the test."""
+    return asyncio.get_running_loop().create_task(call)
+
+
+async def full(box: SandboxProcess, *names: str, permits: int = 50) -> None:
+    """Wait until the service has so many held calls of each; then let them go on."""
+    for name in names or ("operator",):
+        while (await box.gauge(name)).in_flight < permits:
+            await asyncio.sleep(0.01)
+    await box.clear_faults()
+
 
 @pytest.mark.timeout(60)
 async def test_ten_thousand_at_once() -> None:
@@ -27,9 +44,10 @@ async def test_ten_thousand_at_once() -> None:
         SandboxProcess(Switches(latency=0.02)) as box,
         connect(box) as session,
     ):
-        # The first ones stay until all permits are in use, on any machine.
-        await box.fault(Fault("delay", times=50, seconds=1.0))
-        answers = await asyncio.gather(*(session.agents.info() for _ in range(10_000)))
+        await box.fault(Fault("hold"))
+        calls = [start(session.agents.info()) for _ in range(10_000)]
+        await full(box)
+        answers = await asyncio.gather(*calls)
         gauge = await box.gauge("operator")
         state = session.gate.statistics()
     assert {"operator"} == {answer.name for answer in answers}
@@ -47,15 +65,16 @@ async def test_ten_thousand_at_once() -> None:
 async def test_four_tokens_have_fifty_each() -> None:
     """A gate and a pool for each token, side by side."""
     names = ["broker", "operator", "shop_1", "shop_2"]
-    async with SandboxProcess(Switches(latency=0.4)) as box:
+    async with SandboxProcess() as box:
         async with SessionManager(box.base_url, accounts=box.tokens) as manager:
-            await asyncio.gather(
-                *(
-                    manager.session(name).agents.info()
-                    for _ in range(200)
-                    for name in names
-                )
-            )
+            await box.fault(Fault("hold"))
+            calls = [
+                start(manager.session(name).agents.info())
+                for _ in range(200)
+                for name in names
+            ]
+            await full(box, *names)
+            await asyncio.gather(*calls)
         gauges = [await box.gauge(name) for name in names]
     assert [(g.served, g.peak, g.busy) for g in gauges] == [(200, 50, 0)] * 4
 
@@ -69,9 +88,10 @@ async def test_no_call_fails_when_others_hold_permits(held: int, calls: int) -> 
         connect(box) as session,
     ):
         await box.foreign("operator", held)
-        # The first ones stay until all permits are in use, on any machine.
-        await box.fault(Fault("delay", times=50 - held, seconds=0.5))
-        await asyncio.gather(*(session.agents.info() for _ in range(calls)))
+        await box.fault(Fault("hold"))
+        running = [start(session.agents.info()) for _ in range(calls)]
+        await full(box, permits=50 - held)
+        await asyncio.gather(*running)
         gauge = await box.gauge("operator")
         state = session.gate.statistics()
     assert (calls, 50) == (gauge.served, gauge.foreign_peak)
@@ -121,16 +141,16 @@ async def test_too_many_waiting_are_refused_at_once(box: Sandbox) -> None:
 @pytest.mark.parametrize("clock", ["max_wait", "deadline"])
 async def test_who_waits_too_long_has_sent_nothing(box: Sandbox, clock: str) -> None:
     """Both clocks end the waiting, the permits are whole, the next call works."""
-    box.switches = Switches(latency=0.3)
+    box.faults.hold()
     async with connect(box, limit=1) as session:
-        loop = asyncio.get_running_loop()
-        running = loop.create_task(session.agents.info())
+        running = start(session.agents.info())
         await asyncio.sleep(0)
         view = session.with_options(**{clock: 0.02})
         with pytest.raises(GateTimeoutError) as caught:
             await view.agents.info()
         assert (caught.value.attempts, caught.value.happened) == (0, "no")
         assert caught.value.waited >= 0.01
+        box.faults.clear()
         await running
         assert box.executed["agent/info"] == 1
         assert (await session.agents.info()).name == "operator"
@@ -141,12 +161,13 @@ async def test_a_deadline_ends_a_call_that_is_under_way(box: Sandbox) -> None:
     """What was sent may have happened, and is not sent again."""
     async with connect(box) as session:
         await session.agents.info()
-        box.switches = Switches(latency=1.0)
+        box.faults.hold()
         with pytest.raises(OutcomeUnknownError) as caught:
             await session.with_options(deadline=0.3).agents.info()
         assert caught.value.attempts == 1
         state = session.gate.statistics()
         assert (state.in_use, state.detached) == (1, 1)
+        box.faults.clear()
 
 
 async def test_interactive_calls_pass_a_batch(box: Sandbox) -> None:
@@ -202,17 +223,17 @@ async def test_a_slow_call_does_not_hold_up_a_refused_quick_one(box: Sandbox) ->
     """Nothing of ours completes, and a probe finds that the others have gone."""
     async with connect(box) as session:
         box.foreign("operator", 49)
-        box.faults.delay(3.0, "agent/info", times=1)
-        loop = asyncio.get_running_loop()
-        slow = loop.create_task(session.agents.info())
+        box.faults.hold("agent/info")
+        slow = start(session.agents.info())
         while not box.gauge("operator").in_flight:
             await asyncio.sleep(0)
-        quick = loop.create_task(session.users.create("anna"))
+        quick = start(session.users.create("anna"))
         while not session.gate.statistics().busy_answers:
             await asyncio.sleep(0)
         box.foreign("operator", 0)
         await quick
         assert not slow.done()
+        box.faults.clear()
         await slow
 
 

@@ -341,7 +341,7 @@ async def test_a_payment_that_is_left_is_unknown_until_its_late_answer(
     box: Sandbox, told: Told
 ) -> None:
     """Which says what became of it."""
-    box.faults.delay(0.3, "wallet/deposit", times=1)
+    box.faults.hold("wallet/deposit")
     async with managing(box) as manager:
         shop = manager.session("shop")
         user = (await shop.users.create("anna")).user_code
@@ -351,6 +351,7 @@ async def test_a_payment_that_is_left_is_unknown_until_its_late_answer(
         with suppress(asyncio.CancelledError):
             await call
         assert told.number("agentapi.payments.lost", account="shop") == 1
+        box.faults.clear()
         await idle(shop)
         assert (await shop.users.info(user)).balance == Decimal(AMOUNT)
     span = told.span("wallets.deposit")
@@ -361,7 +362,7 @@ async def test_a_payment_that_is_left_is_unknown_until_its_late_answer(
 
 async def test_a_cancelled_call(box: Sandbox, told: Told) -> None:
     """In line nothing has happened; in flight it may have."""
-    box.switches = Switches(latency=0.2)
+    box.faults.hold()
     async with managing(box, limit=1) as manager:
         session = manager.session("op")
         flying = start(session.agents.info())
@@ -374,6 +375,7 @@ async def test_a_cancelled_call(box: Sandbox, told: Told) -> None:
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
+        box.faults.clear()
         await idle(session)
     for name, happened, seen in (
         ("agents.info", "maybe", ["sending", "left_running", "late_answer"]),
@@ -388,13 +390,14 @@ async def test_a_cancelled_call(box: Sandbox, told: Told) -> None:
 
 async def test_who_waits_in_vain(box: Sandbox, told: Told) -> None:
     """The time is told, also of a call that was not sent."""
-    box.switches = Switches(latency=0.3)
+    box.faults.hold()
     async with managing(box, limit=1) as manager:
         session = manager.session("op")
         first = start(session.agents.info())
         await sent(box, 1)
         with pytest.raises(GateTimeoutError):
             await session.with_options(max_wait=0.1).points.balance()
+        box.faults.clear()
         await first
     span = told.span("points.balance")
     assert has(span)["agentapi.waited"] >= 0.1
@@ -418,7 +421,7 @@ async def test_the_numbers_of_the_gate_are_those_of_its_statistics(
     box: Sandbox, told: Told
 ) -> None:
     """By account, from the first moment until the session is closed."""
-    box.switches = Switches(latency=0.2)
+    box.faults.hold()
     async with managing(box, limit=7) as manager:
         manager.session("shop")
         session = manager.session("op")
@@ -432,6 +435,7 @@ async def test_the_numbers_of_the_gate_are_those_of_its_statistics(
             assert len(told.points(metric)) == 2
         assert told.number("agentapi.gate.in_use", account="op") == 3
         assert told.number("agentapi.gate.in_use", account="shop") == 0
+        box.faults.clear()
         await asyncio.gather(*calls)
         await session.aclose()
         (have,) = told.points("agentapi.gate.limit")
