@@ -20,11 +20,12 @@ async def hold(told: dict[str, Any]) -> None:
     gates = RedisGate.factory(told["url"], **told["terms"])
     async with SessionManager("http://127.0.0.1:9", gate=gates) as manager:
         gate = manager.session(told["token"]).gate
-        for _ in range(20):
+        for _ in range(200):
             # A store that hangs for as long as a lease is told as lost.
             with suppress(GateLostError):
                 await gate.acquire("interactive")
                 os.kill(os.getpid(), signal.SIGKILL)
+            await asyncio.sleep(0.1)
 
 
 def main(told: dict[str, Any]) -> None:

@@ -314,8 +314,10 @@ async def test_a_store_that_is_gone(
     box: SandboxProcess, store: RedisServer, share: int
 ) -> None:
     """The lease is kept to its end; then the static share, or a clear refusal."""
-    token = box.tokens["operator"]
-    gates = RedisGate.factory(store.url, **TERMS, static_share=share)
+    token, terms = box.tokens["operator"], TERMS.copy()
+    terms["lease"] = 2.0
+    gates = RedisGate.factory(store.url, **terms, static_share=share)
+    await store.age(token)
     async with SessionManager(box.base_url, gate=gates) as manager:
         session = manager.session(token)
         await session.agents.info()
@@ -333,7 +335,10 @@ async def test_a_store_that_is_gone(
         assert "the store is gone" in repr(session.gate)
         await store.start()
         await until(lambda: not shared(manager, token).lost)
-        await asyncio.gather(*(session.agents.info() for _ in range(200)))
+        # A new store gives nothing for the time of a lease.
+        async with asyncio.timeout(20):
+            while shared(manager, token).limit < 50:
+                await asyncio.gather(*(session.agents.info() for _ in range(100)))
         state = shared(manager, token)
         assert (state.lost, state.connected, state.limit) == (False, True, 50)
 

@@ -300,7 +300,7 @@ async def test_settling_has_a_deadline(desk: Desk) -> None:
 
 async def test_settling_tells_that_the_service_is_not_reached(desk: Desk) -> None:
     """In one line, however often it tries."""
-    desk.config(timeout=0.3, attempts=1)
+    desk.config(timeout=3, attempts=1)
     user = await desk.user()
     await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4

@@ -530,15 +530,15 @@ async def test_what_was_not_sent_is_no_reading(box: Sandbox) -> None:
             await anext(shop.with_options(max_wait=0.01).transactions.since(0))
         for _ in range(50):
             shop.gate.release("interactive")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert [row async for row in shop.transactions.since(0)] == []
     box.switches = Switches(feed_spacing=0.1)
-    async with connect(box, "shop_2", feed_interval=0.1, timeout=0.6) as shop:
+    async with connect(box, "shop_2", feed_interval=0.1, timeout=1.0) as shop:
         box.faults.drop_after("game/transaction-id", times=1)
         began = asyncio.get_running_loop().time()
         assert [row async for row in shop.transactions.since(0)] == []
         # As long as the service may take to get to it, and the interval.
-        assert asyncio.get_running_loop().time() - began >= 0.6 + 0.1
+        assert asyncio.get_running_loop().time() - began >= 1.0 + 0.1
 
 
 async def test_a_reference_of_any_path_promises_nothing(box: Sandbox) -> None:

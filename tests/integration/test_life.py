@@ -109,7 +109,7 @@ def test_a_fork_is_refused() -> None:
         manager = SessionManager("https://api.example.com")
 
         async def begin() -> None:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await manager.__aenter__()
 
         home.run(begin())

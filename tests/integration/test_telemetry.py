@@ -269,7 +269,7 @@ async def test_a_refusal(box: Sandbox, told: Told) -> None:
 
 async def test_a_call_out_of_time_with_a_late_answer(box: Sandbox, told: Told) -> None:
     """Its span ends for its caller, and has the answer that came later."""
-    box.faults.delay(0.4, "agent/info", times=1)
+    box.faults.hold("agent/info")
     async with managing(box, timeout=0.1, attempts=1) as manager:
         session = manager.session("op")
         with pytest.raises(OutcomeUnknownError):
@@ -278,6 +278,7 @@ async def test_a_call_out_of_time_with_a_late_answer(box: Sandbox, told: Told) -
         assert told.spans("agents.info") == []
         assert told.number("agentapi.gate.detached", account="op") == 1
         assert told.number("rpc.client.call.duration", happened="maybe") == 1
+        box.faults.clear()
         await idle(session)
         assert told.number("agentapi.gate.late_answers", account="op") == 1
     span = told.span("agents.info")

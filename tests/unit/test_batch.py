@@ -157,7 +157,7 @@ async def test_a_call_that_others_cancelled_is_an_outcome(*, ordered: bool) -> N
             await inner
         return number
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         found = [o async for o in run_many(call, range(5), window=2, ordered=ordered)]
     assert sorted(outcome.item for outcome in found) == list(range(5))
     (error,) = [o.error for o in found if o.error is not None]
@@ -173,7 +173,7 @@ async def test_a_source_that_others_cancelled_ends_the_fan_out() -> None:
 
     found: list[int] = []
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             async for outcome in run_many(double, source(), window=3):
                 found.append(outcome.item)  # noqa: PERF401 - kept although it raises
     assert found == [1]
