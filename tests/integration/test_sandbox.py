@@ -17,6 +17,7 @@ import pytest
 
 from aio_agentapi.sandbox import (
     Fault,
+    Faults,
     ManualClock,
     Sandbox,
     SandboxProcess,
@@ -368,6 +369,26 @@ async def test_what_is_held_stays_in_flight_until_it_is_let_go() -> None:
         assert not any(call.done() for call in calls)
         await box.clear_faults()
         assert [info.name for info in await asyncio.gather(*calls)] == ["operator"] * 2
+
+
+def test_who_comes_to_be_held_too_late_is_not() -> None:
+    """Another thread has cleared the faults since; or the loop is over."""
+    faults = Faults()
+
+    async def scene() -> asyncio.Task[None]:
+        before = faults.clearings
+        held = asyncio.get_running_loop().create_task(faults.held(before))
+        await asyncio.sleep(0)
+        assert not held.done()
+        faults.clear()
+        await held
+        async with asyncio.timeout(20):
+            await faults.held(before)
+        return asyncio.get_running_loop().create_task(faults.held(faults.clearings))
+
+    left = asyncio.run(scene())
+    faults.clear()
+    assert left.cancelled()
 
 
 async def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:

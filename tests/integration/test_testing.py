@@ -128,6 +128,20 @@ async def test_faults_take_paths_as_well_and_know_what_there_is(
         agentapi_faults.drop_after("wallets.give")
 
 
+async def test_what_is_held_goes_on_when_the_faults_are_cleared(
+    agentapi: SessionManager, agentapi_sandbox: Sandbox, agentapi_faults: Faults
+) -> None:
+    """From the thread of the test, with nothing else that wakes the stand-in."""
+    agentapi_faults.hold("agents.info")
+    asking = asyncio.ensure_future(agentapi.session("shop_1").agents.info())
+    while not agentapi_sandbox.gauge("shop_1").in_flight:
+        await asyncio.sleep(0.01)
+    assert not asking.done()
+    agentapi_faults.clear()
+    async with asyncio.timeout(20):
+        assert (await asking).name == "shop_1"
+
+
 class TestFaultsEnd:
     """Also where all tests have the same stand-in."""
 
