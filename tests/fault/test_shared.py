@@ -203,15 +203,20 @@ async def test_small_ones_are_not_behind_the_queue_of_a_large_one(
     large = await Worker.start(**told, workers=1000)
     small = [await Worker.start(**told, workers=10) for _ in range(3)]
     everybody = (large, *small)
-    async with asyncio.timeout(20):
-        while [(await w.ask("state"))["limit"] for w in everybody] != [20, 10, 10, 10]:
-            await asyncio.sleep(0.02)
-    before = [await worker.ask("state") for worker in everybody]
+
+    async def states() -> list[dict[str, Any]]:
+        """Return what each says, once all have what they are to have."""
+        async with asyncio.timeout(20):
+            while True:
+                told = [await worker.ask("state") for worker in everybody]
+                if [state["limit"] for state in told] == [20, 10, 10, 10]:
+                    return told
+                await asyncio.sleep(0.02)
+
+    before = await states()
     await asyncio.sleep(2)
-    after = [await worker.ask("state") for worker in everybody]
-    # It stays so, and each of their callers is served again and again.
-    assert [state["limit"] for state in after] == [20, 10, 10, 10]
-    for early, late in zip(before, after, strict=True):
+    # So it is again; each of their callers was served again and again meanwhile.
+    for early, late in zip(before, await states(), strict=True):
         assert late["done"] - early["done"] >= 3 * 10
     for worker in (large, *small):
         assert (await worker.end())["failed"] == []
