@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import weakref
@@ -744,6 +745,7 @@ async def test_prometheus_reads_what_the_page_shows() -> None:
         ROOT / "examples" / "prometheus.py",
         "0",
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     text = ""
     try:
@@ -758,8 +760,9 @@ async def test_prometheus_reads_what_the_page_shows() -> None:
                     break
                 await asyncio.sleep(0.05)
     finally:
-        process.terminate()
-        await process.wait()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
     served = {*re.findall(r"^(\w+)\{", text, re.MULTILINE)}
     (shown,) = re.findall(r"```promql\n(.*?)```", PAGE_TEXT.read_text(), re.DOTALL)
     wanted = {*re.findall(r"\b(?:agentapi|rpc)_\w+(?=[{\[ \n])", shown)}
