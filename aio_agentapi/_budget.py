@@ -64,9 +64,10 @@ if type(info) == 'string' then
   local server = string.match(info, 'run_id:(%w+)') or ''
   local up = tonumber(string.match(info, 'uptime_in_seconds:(%d+)') or '0')
   if run ~= server then
-    -- One that has been up for longer than a lease and knows nothing was not used.
+    -- One that has been up for longer than a lease and knows nothing was not used. It
+    -- tells the difference of two times in whole seconds: up to one more than it is.
     local since = now
-    if not run then since = now - up * 1000 end
+    if not run then since = now - math.max(0, up - 1) * 1000 end
     grace, claimed = since + math.max(lease, 1), 0
     for _, row in ipairs(rows) do claimed = claimed + row.held end
     redis.call('HSET', KEYS[2], 'run', server, 'grace', string.format('%d', grace))

