@@ -226,6 +226,9 @@ async def test_a_sending_goes_on_where_it_was() -> None:
     """Cancelled at any byte of its answer, it is not sent again and loses none."""
     pieces = [bytes([byte]) for byte in OK]
     async with served(*pieces, pause=0.0005) as server, sender(server) as transport:
+        # A cancelled attempt to connect would be a connection for the server.
+        assert await send(transport) == (200, b"{}")
+        server.requests.clear()
         for patience in range(1, 30, 3):
             sending, cancelled = transport.sending(), 0
             while True:
