@@ -209,13 +209,14 @@ async def test_a_query_waits_for_its_own_exchange_again(box: Sandbox) -> None:
             await asking
             box.faults.hold()
         assert box.executed == {"agent/info": 1, "points/transfer": 1}
-        # No longer than its tries last, and no longer than its deadline does.
-        for view in ({"attempts": 2}, {"deadline": 0.3}):
+        # No longer than its tries last, and no longer than its deadline does: all of
+        # the tries are ten seconds.
+        for view, least in (({"attempts": 2}, 0.19), ({"deadline": 0.3}, 0.29)):
             began = loop.time()
             with pytest.raises(OutcomeUnknownError) as caught:
                 await session.with_options(**view).agents.info()
             assert caught.value.attempts == 1
-            assert loop.time() - began >= 0.19
+            assert least <= loop.time() - began < 5
         assert box.gauge("operator").served == 4
         box.faults.clear()
         await idle(session)

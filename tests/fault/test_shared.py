@@ -171,8 +171,7 @@ async def test_permits_of_a_killed_process_come_back_in_time(
     took = time.monotonic() - killed
     # The last word of the dead is up to a heartbeat older than its death.
     least = terms["lease"] + terms["quarantine"] - terms["heartbeat"]
-    # Coarse at its end: two seconds where the machine has time.
-    assert least <= took <= least + 15
+    assert least <= took <= terms["lease"] + terms["quarantine"] + 2.0
 
 
 @pytest.mark.timeout(60)
@@ -189,7 +188,7 @@ async def test_an_idle_process_leaves_the_budget_to_a_busy_one(
     while held < 45:
         held = (await workers[0].ask("state"))["limit"]
     # Coarse: within half a second where the machine has time.
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 5
     counted = [await worker.end() for worker in workers]
     assert [each["busy_answers"] for each in counted] == [0] * 4
 
@@ -213,11 +212,20 @@ async def test_small_ones_are_not_behind_the_queue_of_a_large_one(
                     return told
                 await asyncio.sleep(0.02)
 
-    before = await states()
-    await asyncio.sleep(2)
-    # So it is again; each of their callers was served again and again meanwhile.
-    for early, late in zip(before, await states(), strict=True):
-        assert late["done"] - early["done"] >= 3 * 10
+    async def shares() -> list[float]:
+        """Return what the small ones did in two seconds, in fifths of all of it."""
+        before = await states()
+        await asyncio.sleep(2)
+        after = await states()
+        pairs = zip(before, after, strict=True)
+        done = [late["done"] - early["done"] for early, late in pairs]
+        return [each / (sum(done) / 5) for each in done[1:]]
+
+    # Once more where one of the processes stood still in between.
+    found = [await shares()]
+    while not all(0.8 <= share <= 1.2 for share in found[-1]):
+        assert len(found) < 5, found
+        found.append(await shares())
     for worker in (large, *small):
         assert (await worker.end())["failed"] == []
 

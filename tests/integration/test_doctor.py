@@ -392,6 +392,8 @@ async def test_a_service_that_hangs(scheme: str) -> None:
     assert held
     if scheme == "http":
         told.wrong("answer", "no answer within ", "slow, or hangs")
+        waited = float(told.rows["answer"]["told"].split()[-2])
+        assert 3.0 <= waited <= 5.5
         assert told.rows["clock"]["told"] == "the service does not tell the time"
     else:
         told.wrong("tls", "not agreed on: no answer", "in between")
@@ -451,6 +453,8 @@ async def test_others_use_a_slow_service() -> None:
     async with slow(busy, 1.4) as url:
         told = await examine(at(url))
     told.wrong("others", "1018 to every call, ", "share one gate")
+    # Two, where the machine has time.
+    assert told.rows["others"]["told"].split()[-3] in {"1", "2"}
     assert told.rows["answer"]["state"] == "ok"
 
 
@@ -629,7 +633,8 @@ async def test_a_slow_service(box: Sandbox) -> None:
     told = await examine(of(box))
     assert told.code == 0
     latency = told.rows["latency"]["facts"]
-    assert latency["seconds"] >= 1.6
+    # Of one call: two are twice as long.
+    assert 1.6 <= latency["seconds"] < 3.0
     assert latency["calls_per_second"] == pytest.approx(50 / latency["seconds"])
 
 

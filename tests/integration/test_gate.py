@@ -6,8 +6,6 @@ import asyncio
 import gc
 import sys
 import tracemalloc
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 import pytest
 
@@ -20,13 +18,7 @@ from aio_agentapi.errors import (
 )
 from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
 from tests.conftest import connect
-
-T = TypeVar("T")
-
-
-def start(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Run a call beside the test."""
-    return asyncio.get_running_loop().create_task(call)
+from tests.fault.test_late import start
 
 
 async def full(box: SandboxProcess, *names: str, permits: int = 50) -> None:
