@@ -88,8 +88,8 @@ CODES: Final[Mapping[int, tuple[str, type[RefusedError | OutcomeUnknownError]]]]
     2020: ("FREEROUND_NO_EXIST", NotFoundError),
 }
 
-# Statuses that speak of the path and not of the call, where no envelope does. Not
-# 303: it tells where to look when a call was carried out.
+# Statuses that tell of a read that its path is missing. Not 303: it tells where to look
+# when a call was carried out.
 _NO_SUCH_PATH: Final = frozenset({301, 302, 307, 308, 404, 405})
 
 _INT64: Final = 2**63
@@ -155,8 +155,8 @@ class Wire:
         Returns:
             The record. Or what the answer says instead: RefusedError for a code
             that means no; OutcomeUnknownError for one that does not tell, or for
-            no envelope; UnsupportedError for none under a status that means no
-            such path; DecodeError for success with data of another shape.
+            no envelope; UnsupportedError for a read without one under a status that
+            means no such path; DecodeError for success with data of another shape.
         """
         shape: Any = operation.returns
         try:
@@ -170,7 +170,7 @@ class Wire:
         except (ValueError, ArithmeticError, RecursionError):
             envelope = None
         if envelope is None:
-            return _no_envelope(status, text, scrub)
+            return _no_envelope(operation, status, text, scrub)
         if envelope.code != 0:
             return _refusal(envelope, status, operation, scrub)
         try:
@@ -289,16 +289,31 @@ def _excerpt(text: str, scrub: Scrub) -> str:
     return scrub(text)[:_EXCERPT]
 
 
-def _no_envelope(status: int, text: bytes, scrub: Scrub) -> AgentAPIError:
+def _no_envelope(
+    operation: Operation[Any], status: int, text: bytes, scrub: Scrub
+) -> AgentAPIError:
+    """
+    Return what a response without an envelope says of a call.
+
+    Nothing, under any status: a front (nginx ``error_page``, HAProxy ``errorloc``)
+    turns the 502 or 504 of a call that was executed into a 404 or a redirect. Only of
+    a read does it not matter.
+    """
+    why = ""
     if status in _NO_SUCH_PATH:
-        msg = (
-            f"HTTP {status} instead of an answer: this deployment lacks the path, or"
-            " the base URL is wrong. Nothing happened"
+        if operation.effect == "read":
+            msg = (
+                f"HTTP {status} without an envelope: this deployment lacks the path, or"
+                " the base URL is wrong. Nothing happened"
+            )
+            return UnsupportedError(msg)
+        why = (
+            "; this deployment may lack the path (agentapi doctor looks), or a front"
+            " has put this in the place of a lost response"
         )
-        return UnsupportedError(msg)
     said = text.decode("utf-8", "replace")
     excerpt = " ".join(_excerpt(said, scrub).split())
-    msg = f"HTTP {status} with no readable answer ({excerpt!r}). It may have happened"
+    msg = f"HTTP {status} without an envelope ({excerpt!r}){why}. It may have happened"
     return OutcomeUnknownError(msg, status=status)
 
 

@@ -169,10 +169,11 @@ class NotSentError(AgentAPIError):
 
 class UnsupportedError(AgentAPIError):
     """
-    The service has no such path, or redirects. Nothing happened.
+    A read got 404, 405 or a redirect without an envelope. Nothing happened.
 
     Either this deployment names the path differently (see ``Settings.paths``) or
-    the base URL is wrong.
+    the base URL is wrong. Of any other call such a response proves nothing, since a
+    front may have put it in the place of a lost one: OutcomeUnknownError.
     """
 
     happened: ClassVar[Happened] = "no"

@@ -30,7 +30,6 @@ from aio_agentapi.cli._command import (
 from aio_agentapi.errors import (
     CredentialError,
     JournalError,
-    UnsupportedError,
     UsageError,
 )
 
@@ -45,7 +44,8 @@ _COLUMNS: Final = (
     "reason",
 )
 
-# Rows in a row that did not reach the service, after which it is taken for gone.
+# Rows in a row that were not sent, or whose outcome is unknown, after which the service
+# is taken for gone, or for one that lacks the path.
 _GONE: Final = 100
 
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -234,11 +234,12 @@ class _Stop:
 
     def note(self, done: Distributed) -> None:
         """Stop where the rows behind have no chance."""
-        if isinstance(done.error, CredentialError | UnsupportedError):
+        if isinstance(done.error, CredentialError):
             self.reason = str(done.error)
-        self._missed = self._missed + 1 if done.end == "not_sent" else 0
+        missed = done.end in {"not_sent", "unknown"}
+        self._missed = self._missed + 1 if missed else 0
         if self._missed >= _GONE:
-            self.reason = f"{_GONE} rows in a row were not sent: {done.error}"
+            self.reason = f"{_GONE} rows in a row did not get through: {done.error}"
 
     def through(self, rows: Iterator[PlanRow]) -> Iterator[PlanRow]:
         for row in rows:

@@ -22,7 +22,7 @@ from aio_agentapi._wire import CODES
 from aio_agentapi.errors import NotSentError
 from aio_agentapi.sandbox import document
 from aio_agentapi.sandbox._records import NAMES
-from tests.conftest import TOKEN
+from tests.conftest import TOKEN, trusted
 from tests.test_house import operations
 
 DOCUMENT: Final = document()
@@ -226,7 +226,7 @@ async def test_the_request_has_the_members_that_are_told(
     async with SessionManager(
         "https://example.com", settings=Settings(attempts=1)
     ) as manager:
-        made = call(manager.session(TOKEN))
+        made = call(trusted(manager.session(TOKEN)))
         with pytest.raises(NotSentError):
             if inspect.isasyncgen(made):
                 await anext(cast("AsyncIterator[object]", made))

@@ -761,7 +761,7 @@ async def test_a_service_that_goes_away_stops_a_run(tmp_path: Path) -> None:
         out, _ = await process.communicate()
     # What was under way when it went may have happened.
     assert process.returncode == (4 if b"\nunknown " in out else 3)
-    assert b"100 rows in a row were not sent" in out
+    assert b"100 rows in a row did not get through" in out
     text = (tmp_path / "plan.csv.results.csv").read_text()
     assert 100 <= text.count(",not_sent,") < 1000
 

@@ -183,7 +183,8 @@ async def test_any_path(service: SandboxProcess) -> None:
         (("call", "agent/info", "{"), 2, "JSON"),
         (("call", "agent/info", '{"x": 1e99999999999999999999}'), 2, "JSON"),
         (("call", "/v4/agent/info"), 2, "relative to /v4/"),
-        (("call", "no/such"), 3, "HTTP 404"),
+        (("call", "no/such", "--read"), 3, "HTTP 404"),
+        (("call", "no/such"), 4, "HTTP 404"),
         (("call", "agent/list"), 2, "offset: is missing"),
     ):
         ran = await run(service, *words)

@@ -244,6 +244,8 @@ async def test_any_path_can_be_called(session: Session) -> None:
     assert isinstance(page, dict)
     assert page["total"] == 2
     with pytest.raises(UnsupportedError):
+        await session.call("game/rtp", {}, effect="read")
+    with pytest.raises(OutcomeUnknownError, match="may lack the path"):
         await session.call("game/rtp", {})
     with pytest.raises(InvalidError):
         await session.call("agent/list", {})

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,8 +272,13 @@ def test_what_is_no_envelope_may_have_happened(text: bytes) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 404, 405])
 def test_no_envelope_and_no_such_path(status: int) -> None:
-    """A missing path or a redirect is told apart: nothing happened."""
+    """Of a read it says that the path is missing; of any other call nothing."""
     assert isinstance(raises(INFO, b"404: Not Found", status), UnsupportedError)
+    effects: tuple[Effect, ...] = ("idempotent", "create", "money")
+    for effect in effects:
+        error = raises(attrs.evolve(INFO, effect=effect), b"404: Not Found", status)
+        assert (type(error), error.happened) == (OutcomeUnknownError, "maybe")
+        assert "may lack the path" in str(error)
     # An envelope decides, also here.
     assert isinstance(raises(INFO, answer(None, 1), status), MaintenanceError)
 
