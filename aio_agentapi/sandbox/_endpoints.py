@@ -11,7 +11,7 @@ from aio_agentapi.sandbox._clock import Clock
 from aio_agentapi.sandbox._forms import Forms, page
 from aio_agentapi.sandbox._ledger import Ledger
 from aio_agentapi.sandbox._members import Body
-from aio_agentapi.sandbox._records import Account
+from aio_agentapi.sandbox._records import Account, RefusedCall
 from aio_agentapi.sandbox._switches import Switches
 
 
@@ -71,11 +71,14 @@ def agent_info(here: Deployment, asked: Asked) -> Body:
         "name": caller.name,
         "currency": str(caller.currency) if quoted else caller.currency,
         "balance": forms.money(caller.points),
-        "agent_code": caller.code,
-        "role": caller.role,
-        "parent_code": caller.parent,
-        "state": caller.state,
     }
+    if here.switches.told_codes:
+        answer |= {
+            "agent_code": caller.code,
+            "role": caller.role,
+            "parent_code": caller.parent,
+            "state": caller.state,
+        }
     if here.switches.generation == "older":
         return answer | {"win_ratio": 95}
     seen = forms.optional(whitelist=caller.whitelist, client_ip=asked.address)
@@ -123,20 +126,29 @@ def agent_token(here: Deployment, asked: Asked) -> Body:
     return {"token": here.ledger.reissue_token(account)}
 
 
+def _amount(here: Deployment, asked: Asked) -> int:
+    """Return the amount of a call, as the deployment keeps it."""
+    step = 10 ** (4 - here.switches.decimals)
+    kept: int = (asked.body["amount"] + step // 2) // step * step
+    if not kept:
+        raise RefusedCall(1002, amount="too small")
+    return kept
+
+
 def points_transfer(here: Deployment, asked: Asked) -> Body:
     """Answer ``points/transfer``."""
-    body = asked.body
+    body, amount = asked.body, _amount(here, asked)
     move = here.ledger.transfer(
-        asked.caller, body["agent_code"], body["amount"], body.get("reference")
+        asked.caller, body["agent_code"], amount, body.get("reference")
     )
     return here.forms.point_move(move, asked.caller)
 
 
 def points_reclaim(here: Deployment, asked: Asked) -> Body:
     """Answer ``points/reclaim``."""
-    body = asked.body
+    body, amount = asked.body, _amount(here, asked)
     move = here.ledger.reclaim(
-        asked.caller, body["agent_code"], body["amount"], body.get("reference")
+        asked.caller, body["agent_code"], amount, body.get("reference")
     )
     return here.forms.point_move(move, asked.caller)
 
@@ -162,14 +174,14 @@ def user_info(here: Deployment, asked: Asked) -> Body:
 
 def wallet_deposit(here: Deployment, asked: Asked) -> Body:
     """Answer ``wallet/deposit``."""
-    amount = asked.body["amount"]
+    amount = _amount(here, asked)
     user = here.ledger.deposit(asked.caller, asked.body["user_code"], amount)
     return here.forms.moved(user, amount)
 
 
 def wallet_withdraw(here: Deployment, asked: Asked) -> Body:
     """Answer ``wallet/withdraw``."""
-    amount = asked.body["amount"]
+    amount = _amount(here, asked)
     user = here.ledger.withdraw(asked.caller, asked.body["user_code"], amount)
     return here.forms.moved(user, amount)
 

@@ -57,7 +57,13 @@ class Switches:
 
         short_money: Amounts without zeros at their end: 5.5 and not 5.5000.
 
+        decimals: How many an amount keeps: it is rounded to them when it comes, half
+            up; one of nothing then is refused.
+
         quoted_currency: The currency in ``agent/info`` as a text.
+
+        told_codes: Whether ``agent/info`` tells ``agent_code``, ``role``,
+            ``parent_code`` and ``state``.
 
         dates: Times without a zone as ``"dashed"`` (2024-05-31 12:00:00) or
             ``"dotted"`` (2024.05.31 12:00:00); or in ISO 8601, with one.
@@ -96,7 +102,9 @@ class Switches:
     extra: bool = False
     quoted_money: bool = False
     short_money: bool = False
+    decimals: Literal[4, 2, 0] = attrs.field(default=4, validator=_listed)
     quoted_currency: bool = False
+    told_codes: bool = True
     dates: Dates = attrs.field(default="dashed", validator=_listed)
     online_dates: Dates = attrs.field(default="dashed", validator=_listed)
     zone: str = attrs.field(default="UTC", validator=_known_zone)
