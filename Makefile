@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 
-.PHONY: help demo test check store browser docs draw soak lowest bench bench-quick bench-gate \
+.PHONY: help demo test check store peers browser docs draw soak lowest bench bench-quick bench-gate \
 	bench-wire bench-journal bench-rows bench-shared bench-guard format changelog clean
 
 help:
@@ -63,6 +63,15 @@ store:
 		apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; } \
 		|| echo "redis-server is missing, and tests will say so: install it as root"
 
+# What tests put before the service, or do to its clock and its network.
+peers:
+	@for each in nginx haproxy faketime ip; do \
+		command -v $$each >/dev/null || missing=1; done; \
+	test -z "$$missing" || { \
+		echo "Installing the system packages nginx, haproxy, faketime, iproute2"; \
+		apt-get update -qq && apt-get install -y -qq nginx haproxy faketime iproute2 >/dev/null; } \
+		|| echo "nginx, haproxy, faketime or ip is missing, and tests will say so: install them as root"
+
 # Without one, the tests of the back office's pages are left out.
 browser:
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
@@ -70,7 +79,7 @@ browser:
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "chromium is missing, and tests will say so: install it as root"
 
-test: check store
+test: check store peers
 	$(BIN)/coverage erase
 	@# By file: what a module sets up once is set up once.
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
@@ -85,7 +94,7 @@ draw: $(VENV)/.dev
 	$(BIN)/python docs/diagrams.py
 	$(BIN)/python docs/tables.py
 
-soak: $(VENV)/.dev store
+soak: $(VENV)/.dev store peers
 	$(BIN)/python -m pytest -m soak
 
 # The bounds in pyproject.toml are true: each package as old as it may be. The tools that

@@ -7,6 +7,7 @@ What must be so for all processes is an index of the file.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
@@ -16,7 +17,9 @@ from typing import Any, Final
 
 import attrs
 
+from aio_agentapi._accounts import SCHEMA as ACCOUNTS
 from aio_agentapi._journal import (
+    CONTRADICTED,
     FINAL,
     FREE,
     MOVES,
@@ -27,17 +30,19 @@ from aio_agentapi._journal import (
     Phase,
     Verdict,
     moment,
+    words,
 )
 from aio_agentapi._types import Moved, UserCode
 from aio_agentapi.errors import UsageError
 
-VERSION: Final = 1
+_LOG: Final = logging.getLogger("aio_agentapi.payments")
+
+VERSION: Final = 2
 MARK: Final = 0x61674A31
 
 
-def _words(phases: Collection[Phase]) -> str:
-    return ", ".join(f"'{phase}'" for phase in sorted(phases))
-
+# A line through the machine's uptime, since a boot.
+_AGES: Final = "CREATE TABLE ages (boot TEXT, uptime REAL NOT NULL, age REAL NOT NULL);"
 
 # One turn of a user, one payment of a key and one intent of a row of the feed, for
 # all processes: the unique ones refuse a second.
@@ -62,48 +67,94 @@ CREATE TABLE intents (
     cursor INTEGER NOT NULL,
     cursor_made REAL,
     cursor_seen REAL,
-    longest REAL NOT NULL
+    longest REAL NOT NULL,
+    unacked REAL NOT NULL DEFAULT 0,
+    successor INTEGER,
+    runs INTEGER NOT NULL DEFAULT 0,
+    born REAL NOT NULL DEFAULT 0,
+    aged REAL NOT NULL DEFAULT 0,
+    quiet REAL
 );
 CREATE INDEX users ON intents (account, user, id);
 CREATE UNIQUE INDEX turns ON intents (account, user) WHERE phase = 'sent';
 CREATE INDEX keys ON intents (account, key, id) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX paid ON intents (account, key)
-    WHERE key IS NOT NULL AND phase NOT IN ({_words(FREE)});
+    WHERE key IS NOT NULL AND phase NOT IN ({words(FREE)}) AND successor IS NULL;
 CREATE UNIQUE INDEX resent ON intents (follows) WHERE follows IS NOT NULL;
 CREATE INDEX open ON intents (account, user) WHERE phase IN ('unknown', 'needs_person');
 CREATE UNIQUE INDEX proofs ON intents (account, trans_id) WHERE trans_id IS NOT NULL;
+CREATE INDEX running ON intents (runs) WHERE runs != 0;
 CREATE TABLE cursors (
     account TEXT PRIMARY KEY, trans_id INTEGER NOT NULL, made REAL, seen REAL
 ) WITHOUT ROWID;
+{ACCOUNTS}
+{_AGES}
 """
+
+# From the first version: all accounts are unverified, and what is over is so from now
+# on.
+UPGRADE: Final = f"""
+ALTER TABLE intents ADD COLUMN unacked REAL NOT NULL DEFAULT 0;
+ALTER TABLE intents ADD COLUMN successor INTEGER;
+ALTER TABLE intents ADD COLUMN runs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE intents ADD COLUMN born REAL NOT NULL DEFAULT 0;
+ALTER TABLE intents ADD COLUMN aged REAL NOT NULL DEFAULT 0;
+ALTER TABLE intents ADD COLUMN quiet REAL;
+UPDATE intents SET quiet = 0 WHERE phase != 'sent';
+UPDATE intents SET successor =
+    (SELECT id FROM intents later WHERE later.follows = intents.id);
+UPDATE cursors SET seen = 0;
+DROP INDEX paid;
+CREATE UNIQUE INDEX paid ON intents (account, key)
+    WHERE key IS NOT NULL AND phase NOT IN ({words(FREE)}) AND successor IS NULL;
+CREATE INDEX running ON intents (runs) WHERE runs != 0;
+{ACCOUNTS}
+{_AGES}
+INSERT INTO accounts (label)
+    SELECT account FROM intents UNION SELECT account FROM cursors;
+INSERT INTO links SELECT
+    CASE WHEN length(label) = 16 AND label NOT GLOB '*[^0-9a-f]*'
+    THEN 'token' ELSE 'name' END, label, label FROM accounts;
+"""  # noqa: S608 - words of our own
 
 _INTENTS: Final = (
     "SELECT id, account, operation, user, amount, key, follows, phase, moved, balance,"
-    " trans_id, note, created, changed, lost, longest, cursor, cursor_made, cursor_seen"
-    " FROM intents "
+    " trans_id, note, created, changed, lost, longest, cursor, cursor_made,"
+    " cursor_seen, unacked, successor, born, aged, quiet FROM intents "
 )
+
+# In the words of the index.
+_OPEN: Final = "('unknown', 'needs_person')"
 
 _UNKNOWN: Final = (
-    "SELECT 1 FROM intents WHERE account = ? AND user = ?"
-    " AND phase IN ('unknown', 'needs_person') LIMIT 1"
+    "SELECT 1 FROM intents WHERE account = ? AND user = ?"  # noqa: S608 - as above
+    f" AND phase IN {_OPEN} LIMIT 1"
 )
 
 
-def _change(phase: Phase) -> str:
-    """Write the statement that gives an intent a phase, where the table allows it."""
-    before = [known for known in Phase if phase in MOVES[known]]
-    lost = ", lost = ?6" if phase is Phase.UNKNOWN else ""
+def _change(phase: Phase, before: Collection[Phase]) -> str:
+    """Write the statement that gives an intent a phase, where it has one *before*."""
+    lost = ", lost = :now, runs = :runs, quiet = :quiet"
     # A row of the feed proves one payment: a second one is ignored.
     return (
-        f"UPDATE OR IGNORE intents SET phase = '{phase}', changed = ?1, moved = ?2,"  # noqa: S608 - words of our own
-        f" balance = ?3, trans_id = ?4, note = ifnull(?5, note){lost}"
-        f" WHERE id = ?7 AND phase IN ({_words(before)})"
+        f"UPDATE OR IGNORE intents SET phase = '{phase}', changed = :now, aged = :age,"  # noqa: S608 - words of our own
+        " moved = :moved, balance = :balance, trans_id = :trans_id,"
+        f" note = ifnull(:note, note){lost if phase is Phase.UNKNOWN else ''}"
+        f" WHERE id = :id AND phase IN ({words(before)})"
     )
 
 
 _CHANGES: Final[Mapping[Phase, str]] = MappingProxyType(
-    {phase: _change(phase) for phase in Phase}
+    {
+        phase: _change(phase, [known for known in Phase if phase in MOVES[known]])
+        for phase in Phase
+    }
 )
+
+_CONTRADICT: Final = _change(Phase.NEEDS_PERSON, CONTRADICTED)
+
+# The attempt of an intent has ended: from now on nothing of it can leave this machine.
+_ENDED: Final = "UPDATE intents SET runs = 0, quiet = :age WHERE id = :id AND runs != 0"
 
 # Seconds after which the row of a cursor may soon be gone: the feed is then read
 # from its oldest row.
@@ -124,13 +175,26 @@ class Books:
         owner: Who writes.
 
         alive: Whether another owner may still be at work.
+
+        age: Tells the journal's age.
     """
 
     sql: sqlite3.Connection
     owner: int
     alive: Callable[[int], bool]
+    age: Callable[[], float]
+    # The last intent that was written down here.
+    last: int = attrs.field(init=False, default=0)
     # How far the last look for old ones has come.
     _looked: int = attrs.field(init=False, default=0)
+
+    @property
+    def highest(self) -> int:
+        """The highest number that an intent ever had."""
+        row = self.sql.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'intents'"
+        ).fetchone()
+        return 0 if row is None else row[0]
 
     def begin(self, intent: Intent, clock: Clock, *, block: bool) -> Intent | None:
         first = self._first(intent)
@@ -175,29 +239,41 @@ class Books:
 
     def _orphaned(self, number: int, clock: Clock) -> bool:
         """Take over what a dead owner has left in ``sent``; tell whether it was so."""
-        row = self.sql.execute(
-            "SELECT owner FROM intents WHERE id = ?", (number,)
+        owner, unacked = self.sql.execute(
+            "SELECT owner, unacked FROM intents WHERE id = ?", (number,)
         ).fetchone()
-        if row[0] == self.owner or self.alive(row[0]):
+        if self._is_at_work(owner):
             return False
         verdict = Verdict(
             id=number,
             phase=Phase.UNKNOWN,
             note="whoever sent it has died before its answer was written down",
         )
-        # The time after it was found dead: it may have sent until then.
+        # The time after it was found dead: it may have sent until then, and the kernel
+        # goes on with what it was given.
         self.write([verdict], clock)
+        self._quieten("id = ?", (number,), unacked)
         return True
+
+    def _is_at_work(self, owner: int) -> bool:
+        return owner == self.owner or self.alive(owner)
+
+    def _quieten(self, where: str, values: tuple[object, ...], later: float) -> None:
+        self.sql.execute(
+            f"UPDATE intents SET runs = 0, quiet = ? WHERE {where}",  # noqa: S608 - words of our own
+            (self.age() + later, *values),
+        )
 
     def _insert(self, intent: Intent, first: Intent | None, now: float) -> Intent:
         cursor = self.cursor(intent.account)
         if cursor.made_at is None or now - cursor.made_at.timestamp() > _STALE:
             cursor = Cursor()
-        follows = None if first is None else first.id
+        follows, age = None if first is None else first.id, self.age()
         added = self.sql.execute(
             "INSERT INTO intents (account, operation, user, amount, key, follows,"
-            " phase, owner, created, changed, longest, cursor, cursor_made,"
-            " cursor_seen) VALUES (?,?,?,?,?,?,'sent',?,?,?,?,?,?,?)",
+            " phase, owner, created, changed, longest, unacked, born, aged, cursor,"
+            " cursor_made, cursor_seen)"
+            " VALUES (?,?,?,?,?,?,'sent',?,?,?,?,?,?,?,?,?,?)",
             (
                 intent.account,
                 intent.operation,
@@ -209,17 +285,27 @@ class Books:
                 now,
                 now,
                 intent.longest,
+                intent.unacked,
+                age,
+                age,
                 *_numbers(cursor),
             ),
         )
+        self.last = number = added.lastrowid or 0
+        if first is not None:
+            self.sql.execute(
+                "UPDATE intents SET successor = ? WHERE id = ?", (number, first.id)
+            )
         return attrs.evolve(
             intent,
-            id=added.lastrowid or 0,
+            id=number,
             follows=follows,
             phase=Phase.SENT,
             created_at=moment(now),
             changed_at=moment(now),
             cursor=cursor,
+            born=age,
+            aged=age,
         )
 
     def write(
@@ -228,30 +314,61 @@ class Books:
         clock: Clock,
         given: Collection[Intent] = (),
     ) -> list[Intent]:
-        if any(self._phase(intent.id) is not intent.phase for intent in given):
+        if any(self._has_gone_on(intent) for intent in given):
             return []
         now = clock()
+        written: list[Intent] = []
         for verdict in verdicts:
-            moved = verdict.moved
-            self.sql.execute(
-                _CHANGES[verdict.phase],
-                (
-                    now,
-                    None if moved is None else f"{moved.amount:f}",
-                    None if moved is None else f"{moved.balance:f}",
-                    verdict.trans_id,
-                    verdict.note,
-                    now,
-                    verdict.id,
-                ),
-            )
-        return [self.one(verdict.id) for verdict in verdicts]
+            if verdict.late:
+                written += self._hear(verdict, now)
+            else:
+                self.sql.execute(_CHANGES[verdict.phase], self._values(verdict, now))
+                written.append(self.one(verdict.id))
+        return written
 
-    def _phase(self, number: int) -> Phase | None:
+    def _values(self, verdict: Verdict, now: float) -> dict[str, object]:
+        moved, age = verdict.moved, self.age()
+        return {
+            "id": verdict.id,
+            "now": now,
+            "age": age,
+            "moved": None if moved is None else f"{moved.amount:f}",
+            "balance": None if moved is None else f"{moved.balance:f}",
+            "trans_id": verdict.trans_id,
+            "note": verdict.note,
+            "runs": self.owner if verdict.runs else 0,
+            "quiet": None if verdict.runs else age,
+        }
+
+    def _hear(self, verdict: Verdict, now: float) -> list[Intent]:
+        """Take what the end of an attempt says whose caller was gone."""
+        values = self._values(verdict, now)
+        row = self.sql.execute(f"{_INTENTS}WHERE id = ?", (verdict.id,)).fetchone()
+        if row is None:
+            _LOG.error(
+                "intent %d is gone from the journal; its late response says %s (%s)",
+                verdict.id,
+                verdict.phase,
+                verdict.note or verdict.moved,
+            )
+            return []
+        known = _intent(row)
+        self.sql.execute(_ENDED, values)
+        if known.phase in OPEN:
+            self.sql.execute(_CHANGES[verdict.phase], values)
+        elif verdict.phase is CONTRADICTED.get(known.phase):
+            values["note"] = note = _contradiction(known, verdict)
+            # Both are worth nothing now: what moved is for a person to say.
+            values |= {"moved": None, "balance": None, "trans_id": None}
+            self.sql.execute(_CONTRADICT, values)
+            _LOG.error("intent %d needs a person: %s", known.id, note)
+        return [self.one(verdict.id)]
+
+    def _has_gone_on(self, intent: Intent) -> bool:
         row = self.sql.execute(
-            "SELECT phase FROM intents WHERE id = ?", (number,)
+            "SELECT phase, quiet FROM intents WHERE id = ?", (intent.id,)
         ).fetchone()
-        return None if row is None else Phase(row[0])
+        return row is None or (row[0], row[1]) != (intent.phase, intent.quiet)
 
     def one(self, number: int) -> Intent:
         row = self.sql.execute(f"{_INTENTS}WHERE id = ?", (number,)).fetchone()
@@ -276,12 +393,11 @@ class Books:
             terms += ["user = ?"]
             values += [user_code]
         if phases:
-            terms += [f"phase IN ({_words(phases)})"]
+            terms += [f"phase IN ({words(phases)})"]
             if OPEN.issuperset(phases):
-                # In the words of the index.
-                terms += ["phase IN ('unknown', 'needs_person')"]
+                terms += [f"phase IN {_OPEN}"]
         if since is not None:
-            terms += ["(created >= ? OR phase IN ('unknown', 'needs_person'))"]
+            terms += [f"(born >= ? OR phase IN {_OPEN})"]
             values += [since]
         if ids is not None:
             terms += ["id IN (SELECT value FROM json_each(?))"]
@@ -292,14 +408,25 @@ class Books:
 
     def find(self, account: str, key: str) -> Intent | None:
         row = self.sql.execute(
-            f"{_INTENTS}WHERE account = ? AND key = ? ORDER BY id DESC LIMIT 1",
+            # The one that counts: not paid anew, and not free where another is not.
+            f"{_INTENTS}WHERE account = ? AND key = ? ORDER BY successor IS NOT NULL,"
+            f" phase IN ({words(FREE)}), id DESC LIMIT 1",
             (account, key),
         ).fetchone()
         return None if row is None else _intent(row)
 
     def adopt(self, clock: Clock) -> int:
         rows = self.sql.execute("SELECT id FROM intents WHERE phase = 'sent'")
-        return sum(self._orphaned(number, clock) for (number,) in rows.fetchall())
+        found = sum(self._orphaned(number, clock) for (number,) in rows.fetchall())
+        running = self.sql.execute(
+            "SELECT runs, max(unacked) FROM intents WHERE runs != 0 GROUP BY runs"
+        ).fetchall()
+        for owner, unacked in running:
+            if not self._is_at_work(owner):
+                self._quieten("runs = ?", (owner,), unacked)
+        # Of a process with an older version, which does not say when an attempt ended.
+        self._quieten(f"quiet IS NULL AND runs = 0 AND phase IN {_OPEN}", (), 0.0)
+        return found
 
     def cursor(self, account: str) -> Cursor:
         row = self.sql.execute(
@@ -315,23 +442,37 @@ class Books:
             (account, *_numbers(cursor)),
         )
 
-    def prune(self, before: float) -> int:
+    def prune(self, keep: float) -> int:
+        before = self.age() - keep
         rows = self.sql.execute(
-            "SELECT id, account, user, phase, changed, created FROM intents"
+            "SELECT id, account, user, phase, aged, born FROM intents"
             " WHERE id > ? ORDER BY id LIMIT ?",
             (self._looked, _PRUNED),
         ).fetchall()
         gone, self._looked = 0, rows[-1][0] if len(rows) == _PRUNED else 0
-        for number, account, user, phase, changed, created in rows:
-            if created >= before:
+        for number, account, user, phase, aged, born in rows:
+            if born >= before:
                 # The next look begins with the oldest again.
                 self._looked = 0
                 break
-            final = Phase(phase) in FINAL and changed < before
+            final = Phase(phase) in FINAL and aged < before
             if final and not self._is_unknown((account, user)):
                 self.sql.execute("DELETE FROM intents WHERE id = ?", (number,))
                 gone += 1
         return gone
+
+
+def _contradiction(known: Intent, verdict: Verdict) -> str:
+    """Tell what a late response says against what was found out before."""
+    moved = verdict.moved
+    said = verdict.note if moved is None else f"{moved.amount:f} moved"
+    told = (
+        f"it was {known.phase} ({known.note}), and its late response says otherwise"
+        f" ({said})"
+    )
+    if known.successor is None:
+        return told
+    return f"{told}; it was paid anew by intent {known.successor}: look at both"
 
 
 def _intent(row: tuple[Any, ...]) -> Intent:
@@ -354,22 +495,23 @@ def _intent(row: tuple[Any, ...]) -> Intent:
         changed_at=moment(row[13]),
         lost_at=_moment(row[14]),
         longest=row[15],
-        cursor=_cursor(*row[16:]),
+        cursor=_cursor(*row[16:19]),
+        unacked=row[19],
+        successor=row[20],
+        born=row[21],
+        aged=row[22],
+        quiet=row[23],
     )
 
 
 def _cursor(trans_id: int, made: float | None, seen: float | None) -> Cursor:
-    return Cursor(trans_id=trans_id, made_at=_moment(made), seen_at=_moment(seen))
+    return Cursor(trans_id=trans_id, made_at=_moment(made), seen=seen or 0.0)
 
 
 def _moment(seconds: float | None) -> datetime | None:
     return None if seconds is None else moment(seconds)
 
 
-def _numbers(cursor: Cursor) -> tuple[int, float | None, float | None]:
-    made, seen = cursor.made_at, cursor.seen_at
-    return (
-        cursor.trans_id,
-        None if made is None else made.timestamp(),
-        None if seen is None else seen.timestamp(),
-    )
+def _numbers(cursor: Cursor) -> tuple[int, float | None, float]:
+    made = cursor.made_at
+    return cursor.trans_id, None if made is None else made.timestamp(), cursor.seen

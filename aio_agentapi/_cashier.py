@@ -10,7 +10,16 @@ of the loop; the task is told when that is on disk.
     a record                   done                      confirmed
     a refusal                  refused                   absent
     a sure "not sent"          (he may send again)       absent
-    anything else              unknown                   stays unknown
+    anything else              unknown                   stays unknown, and has ended
+
+An exchange that goes on without its caller is noted in the journal, so that nobody
+calls its payment absent meanwhile; when it ends, what it says is weighed against what
+was found out by then.
+
+Whose payments they are is found out before the first one, and before anything is read
+from the service that leads to a verdict: see :mod:`aio_agentapi._identity`. A caller
+that is cancelled, or out of time, while its intent is being written down leaves nobody
+who would send it: what is written in the end is ``not_sent`` at once.
 
 A user's turn is a place in a line here, for the tasks of one process, and the row in
 ``sent`` for all processes: whoever finds one there asks again a little later.
@@ -22,19 +31,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
-from aio_agentapi._journal import HAPPENED, Intent, Phase, Store, Verdict
-from aio_agentapi._types import Moved, UserCode
+from aio_agentapi._identity import INFO, UNTOLD, USER, Account, Ask, Claim, Evidence
+from aio_agentapi._journal import HAPPENED, OPEN, Intent, Phase, Store, Verdict
+from aio_agentapi._types import Moved, Query, UserCode
 from aio_agentapi.errors import (
     AgentAPIError,
     BusyError,
+    ForbiddenError,
     JournalError,
+    NotFoundError,
+    NotSentError,
     OutcomeUnknownError,
     RefusedError,
     UnsupportedError,
@@ -45,10 +59,13 @@ _LOG: Final = logging.getLogger("aio_agentapi.payments")
 # Seconds between two looks for intents that are older than they are kept.
 _PRUNING: Final = 3600.0
 
-# Of an answer. After anything else that is sure, it may be sent again.
-_REFUSALS: Final = (RefusedError, UnsupportedError)
+# Calls the service.
+Asks: TypeAlias = Callable[[Query[Any]], Awaitable[Any]]
 
 _NAN: Final = Decimal("NaN")
+
+# Another agent's user, and no user at all.
+_ANOTHERS: Final = frozenset({1010, 2002})
 
 
 @attrs.define(eq=False)
@@ -69,16 +86,16 @@ class Entry:
         """Note what an exchange ended with, the moment it does."""
         waiting = self._phase is Phase.SENT
         if isinstance(outcome, Moved):
-            self._note(Phase.DONE if waiting else Phase.CONFIRMED, moved=outcome)
+            phase = Phase.DONE if waiting else Phase.CONFIRMED
+            self._note(phase, moved=outcome, late=not waiting)
             return
         told = str(outcome)
         sure = isinstance(outcome, AgentAPIError) and outcome.happened == "no"
         if not waiting:
-            if sure:
-                self._note(Phase.ABSENT, note=told)
+            self._note(Phase.ABSENT if sure else Phase.UNKNOWN, note=told, late=True)
         elif not sure:
             self._note(Phase.UNKNOWN, note=told)
-        elif isinstance(outcome, _REFUSALS) and not isinstance(outcome, BusyError):
+        elif isinstance(outcome, RefusedError) and not isinstance(outcome, BusyError):
             self._note(Phase.REFUSED, note=told)
 
     def leave(self, *, running: bool) -> None:
@@ -92,18 +109,25 @@ class Entry:
             return
         if running:
             note = "whoever waited for the answer has left"
-            self._note(Phase.UNKNOWN, note=note)
+            self._note(Phase.UNKNOWN, note=note, runs=True)
         else:
             self._note(Phase.NOT_SENT)
 
-    async def written(self) -> None:
-        """Wait until all of it is on disk, as far as the disk takes it."""
+    async def written(self, until: float | None) -> None:
+        """Wait until all of it is on disk, as far as the disk takes it in time."""
         if self._written is None:
             return
+        # It has happened, or not, all the same: the caller is told what.
         try:
-            await asyncio.shield(self._written)
-        except JournalError as error:
-            # It has happened, or not, all the same: the caller is told what.
+            async with _until(until):
+                await asyncio.shield(self._written)
+        except TimeoutError:
+            _LOG.warning(
+                "intent %d is %s, and not written down yet: the journal is busy",
+                self.intent.id,
+                self._phase,
+            )
+        except Exception as error:  # noqa: BLE001 - of any store
             _LOG.error(
                 "intent %d is %s, and not written down yet: %s",
                 self.intent.id,
@@ -112,15 +136,39 @@ class Entry:
             )
 
     def _note(
-        self, phase: Phase, *, moved: Moved | None = None, note: str | None = None
+        self,
+        phase: Phase,
+        *,
+        moved: Moved | None = None,
+        note: str | None = None,
+        runs: bool = False,
+        late: bool = False,
     ) -> None:
-        self._phase = phase
-        verdict = Verdict(id=self.intent.id, phase=phase, moved=moved, note=note)
-        self._written = asyncio.ensure_future(
-            self._cashier.store.write([verdict], self._cashier.clock)
+        verdict = Verdict(
+            id=self.intent.id,
+            phase=phase,
+            moved=moved,
+            note=note,
+            runs=runs,
+            late=late,
         )
-        if phase is Phase.UNKNOWN and self._cashier.on_unknown is not None:
-            self._cashier.on_unknown(self.intent)
+        cashier = self._cashier
+        self._phase = phase
+        try:
+            write = cashier.store.write([verdict], cashier.clock)
+            self._written = asyncio.ensure_future(write)
+        except Exception as error:  # noqa: BLE001 - of any store; the outcome stands
+            _LOG.error(
+                "intent %d is %s, and not written down: %s",
+                verdict.id,
+                phase,
+                error,
+            )
+        else:
+            # Whoever does not wait for it is not to be told at the end of the program.
+            self._written.add_done_callback(_look)
+        if phase is Phase.UNKNOWN and not late and cashier.on_unknown is not None:
+            cashier.on_unknown(self.intent)
 
 
 @attrs.define(eq=False)
@@ -139,7 +187,9 @@ class Cashier:
     Args:
         store: The journal.
 
-        account: What the journal calls the account.
+        claim: What its session says of itself.
+
+        siblings: What all accounts of its manager say of themselves.
 
         keep: Seconds for which final intents are kept.
 
@@ -147,9 +197,10 @@ class Cashier:
     """
 
     store: Store
-    account: str
+    claim: Claim
     _keep: float = attrs.field(alias="keep")
     clock: Callable[[], float] = time.time
+    siblings: Callable[[], Iterable[Claim]] = tuple[Claim, ...]
     # Told of each payment, before it is sent.
     on_payment: Callable[[], None] | None = attrs.field(init=False, default=None)
     # Told of each payment whose outcome nobody knows any more.
@@ -159,8 +210,58 @@ class Cashier:
     # What is being written down, and what of it nobody waits for any more.
     _begun: set[asyncio.Future[Intent | None]] = attrs.field(init=False, factory=set)
     _lost: set[asyncio.Future[Intent | None]] = attrs.field(init=False, factory=set)
+    # What the journal calls the agent, once that is verified.
+    _account: str | None = attrs.field(init=False, default=None)
+    _verifying: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     # For whoever waits until no payment is under way.
     _quiet: asyncio.Event | None = attrs.field(init=False, default=None)
+
+    async def account(self, ask: Asks) -> str:
+        """
+        Return what the journal calls the agent, verified by the service.
+
+        Args:
+            ask: Calls the service.
+
+        Raises:
+            UsageError: It is not sure whose payments these are. Nothing was sent.
+
+            AgentAPIError: The service could not be asked. Nothing was sent.
+        """
+        if self._account is None:
+            # One asks, the others wait for what it finds.
+            async with self._verifying:
+                self._account = self._account or await self._verify(ask)
+        return self._account
+
+    async def known_account(self) -> str | None:
+        """
+        Return what the journal calls the agent, without asking; None: it has none.
+
+        Raises:
+            UsageError: Its name and its token are of two accounts.
+        """
+        if self._account is not None:
+            return self._account
+        found = await self.store.linked(self.claim)
+        return None if found is None else found.label
+
+    async def strangers(self) -> dict[Account, int]:
+        """Return accounts of the journal that no session here is, with what is open."""
+        store = self.store
+        opened = Counter(i.account for i in await store.intents(phases=OPEN))
+        for claim in (self.claim, *self.siblings()):
+            if opened and (known := await store.linked(claim)) is not None:
+                opened.pop(known.label, None)
+        if not opened:
+            return {}
+        return {a: opened[a.label] for a in await store.accounts() if a.label in opened}
+
+    async def _verify(self, ask: Asks) -> str:
+        seen = Evidence()
+        while isinstance(found := await self.store.recognise(self.claim, seen), Ask):
+            seen = await _asked(found, seen, ask)
+        return found.label
 
     @asynccontextmanager
     async def turn(self, user: UserCode, until: float | None) -> AsyncGenerator[None]:
@@ -199,7 +300,9 @@ class Cashier:
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
 
-    async def begin(self, intent: Intent, *, block_unknown: bool) -> Entry | None:
+    async def begin(
+        self, intent: Intent, *, block_unknown: bool, until: float | None
+    ) -> Entry | None:
         """
         Write an intent down, for whoever has the user's turn here.
 
@@ -208,6 +311,8 @@ class Cashier:
 
             block_unknown: Whether an unknown payment of the user keeps his turn.
 
+            until: The loop's time at which to give up. None: when the store does.
+
         Returns:
             The entry of the intent: in ``sent`` it is to be carried out; otherwise it
             is what its key stands for already. None: another process has the turn.
@@ -215,41 +320,90 @@ class Cashier:
         Raises:
             UsageError: The key stands for another payment. Nothing was sent.
 
-            JournalError: It cannot be written down. Nothing was sent.
+            JournalError: It cannot be written down, or not in time. Nothing was sent.
         """
         now = self.clock()
         if self.on_payment is not None:
             self.on_payment()
         if not 0 <= now - self._pruned < _PRUNING:
             self._pruned = now
-            self.store.prune(now - self._keep)
+            asyncio.ensure_future(self.store.prune(self._keep)).add_done_callback(_look)
         work = asyncio.ensure_future(
             self.store.begin(intent, self.clock, block_unknown=block_unknown)
         )
         self._begun.add(work)
-        work.add_done_callback(self._written)
+        work.add_done_callback(self._ended)
         try:
-            written = await asyncio.shield(work)
+            async with _until(until):
+                written = await asyncio.shield(work)
         except AgentAPIError:
             raise
-        except BaseException:
+        except BaseException as error:
             # It may be written all the same, with nobody to send it.
-            self._lost.add(work)
-            raise
-        return None if written is None else Entry(written, self)
+            self._drop(work)
+            if not isinstance(error, Exception):
+                raise
+            busy = isinstance(error, TimeoutError) and not work.done()
+            told = "it is busy, and the time is over" if busy else f"{error!r}"
+        else:
+            return None if written is None else Entry(written, self)
+        msg = f"the journal: {told}. Nothing was sent"
+        raise JournalError(msg)
 
-    def _written(self, work: asyncio.Future[Intent | None]) -> None:
+    def _drop(self, work: asyncio.Future[Intent | None]) -> None:
+        """Let nobody be at work on what is being written down."""
+        if not work.done():
+            self._lost.add(work)
+        elif not work.cancelled() and work.exception() is None:
+            written = work.result()
+            if written is not None and written.phase is Phase.SENT:
+                Entry(written, self).leave(running=False)
+
+    def _ended(self, work: asyncio.Future[Intent | None]) -> None:
         self._begun.discard(work)
         if work in self._lost:
             self._lost.discard(work)
-            written = None if work.cancelled() or work.exception() else work.result()
-            if written is not None and written.phase is Phase.SENT:
-                Entry(written, self).leave(running=False)
+            self._drop(work)
         self._tell_quiet()
 
     def _tell_quiet(self) -> None:
         if self._quiet is not None and not (self._lines or self._begun):
             self._quiet.set()
+
+
+def _until(time: float | None) -> contextlib.AbstractAsyncContextManager[object]:
+    # A time-out costs more than waiting without one.
+    return contextlib.nullcontext() if time is None else asyncio.timeout_at(time)
+
+
+def _look(work: asyncio.Future[Any]) -> None:
+    """Take note of how something ended that nobody waits for."""
+    if not work.cancelled():
+        work.exception()
+
+
+async def _asked(found: Ask, seen: Evidence, ask: Asks) -> Evidence:
+    """Ask the service what the journal has to know."""
+    try:
+        if found.label is None:
+            return attrs.evolve(seen, agent=await ask(Query(INFO, {})))
+        await ask(Query(USER, {"user_code": found.user_code}))
+        same = True
+    except UnsupportedError:
+        if found.label is not None:
+            raise
+        return attrs.evolve(seen, agent=UNTOLD)
+    except (ForbiddenError, NotFoundError) as error:
+        if found.label is None or error.code not in _ANOTHERS:
+            raise
+        same = False
+    except AgentAPIError as error:
+        if error.happened == "no":
+            raise
+        msg = f"the service did not say whose token it is ({error}). Nothing was sent"
+        raise NotSentError(msg) from None
+    assert found.label is not None  # noqa: S101 - it was asked for a user
+    return attrs.evolve(seen, users={**seen.users, found.label: same})
 
 
 def recall(intent: Intent) -> Moved:

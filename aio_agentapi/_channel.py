@@ -53,7 +53,7 @@ from aio_agentapi._journal import PAYMENTS, Intent, Phase
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import Settings
 from aio_agentapi._transport import Transport
-from aio_agentapi._types import Json, Moved, Operation, Query
+from aio_agentapi._types import REPEATABLE, Json, Moved, Operation, Query
 from aio_agentapi._wire import Wire
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -82,8 +82,6 @@ class Page(Protocol):
 
 
 P = TypeVar("P", bound=Page)
-
-_REPEATABLE: Final = frozenset({"read", "idempotent"})
 
 # Seconds before the second sending, doubled for each further one. Jittered, so
 # that calls which failed together do not come back together.
@@ -308,6 +306,8 @@ class Channel:
         call = call or Call(self._deadline())
         operation, body = PAYMENTS[intent.operation], intent.body
         try:
+            account = await self._account(call)
+            intent = attrs.evolve(intent, account=account)
             until = self._patience(call, asyncio.get_running_loop().time())
             async with self._turn(call, intent, until):
                 entry = await self._begin(call, intent, until)
@@ -318,13 +318,13 @@ class Channel:
                     moved = await self._run(operation, body, call)
                 finally:
                     entry.leave(running=call.left is not None)
-                await entry.written()
+                await entry.written(call.deadline)
                 return moved
         except AgentAPIError as error:
             verdict = _verdict(call, operation, error)
             _sign(verdict, call, operation, body)
         if call.entry is not None:
-            await call.entry.written()
+            await call.entry.written(call.deadline)
         # After the block: its context would lead into the frames of a sending.
         raise verdict
 
@@ -349,7 +349,7 @@ class Channel:
                     pass
                 except OutcomeUnknownError as error:
                     call.doubt = call.doubt or error
-                    if operation.effect not in _REPEATABLE:
+                    if operation.effect not in REPEATABLE:
                         raise
                     await self._rest(call, error)
         except AgentAPIError as error:
@@ -363,6 +363,15 @@ class Channel:
         loop = self._home.check()
         total = self.settings.deadline
         return None if total is None else loop.time() + total
+
+    async def _account(self, call: Call) -> str:
+        """Return what the journal calls the agent, verified in the call's time."""
+        msg = "whose token it is was not known in time. Nothing was sent"
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                return await self.cashier.account(self.call)
+        except TimeoutError:
+            raise GateTimeoutError(msg, waited=call.waited) from None
 
     @asynccontextmanager
     async def _turn(
@@ -388,10 +397,14 @@ class Channel:
         loop = asyncio.get_running_loop()
         began = loop.time()
         block = self.settings.block_unknown
-        intent = attrs.evolve(intent, longest=self.settings.longest)
+        intent = attrs.evolve(
+            intent, longest=self.settings.longest, unacked=self.settings.unacked
+        )
         pause = _POLL
         while not self._closing.begun.is_set():
-            entry = await self.cashier.begin(intent, block_unknown=block)
+            entry = await self.cashier.begin(
+                intent, block_unknown=block, until=call.deadline
+            )
             if entry is not None:
                 call.waited += loop.time() - began
                 return entry
@@ -462,7 +475,7 @@ class Channel:
             told = None if call.entry is None else call.entry.landed
             path = self.settings.paths.get(operation.name, operation.name)
             exchange = self._exchanges.start(operation, path, body, text, lane, told)
-            again = operation.effect in _REPEATABLE
+            again = operation.effect in REPEATABLE
             outcome = await self._outcome(call, exchange, again=again)
             if not isinstance(outcome, BaseException):
                 return outcome

@@ -32,7 +32,7 @@ import attrs
 from aio_agentapi._gate import Gate
 from aio_agentapi._settings import Settings
 from aio_agentapi._transport import Sending, Transport
-from aio_agentapi._types import Json, Lane, Operation
+from aio_agentapi._types import REPEATABLE, Json, Lane, Operation
 from aio_agentapi._wire import Wire
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -193,6 +193,10 @@ class Exchange(Generic[T]):
         outcome = desk.wire.decode(self._operation, *answer, desk.transport.scrub)
         if self._operation.echoes and not isinstance(outcome, AgentAPIError):
             outcome = self._echoed(outcome)
+        if isinstance(outcome, AgentAPIError) and outcome.happened == "maybe":
+            # It may be the answer of something else: what is left of this one is not
+            # to be sent, and what comes yet not to be read.
+            self.sending.drop()
         self._land(answered=True)
         if not isinstance(outcome, BusyError):
             desk.gate.release(self._lane, took)
@@ -312,7 +316,9 @@ class Exchanges:
         Returns:
             The exchange; its caller waits for it, or leaves it.
         """
-        sending = self.transport.sending()
+        # What may move money once more, whenever it arrives.
+        guarded = operation.effect not in REPEATABLE
+        sending = self.transport.sending(guarded=guarded)
         exchange = Exchange(operation, path, body, text, lane, self, told, sending)
         self.running.add(exchange)
         return exchange

@@ -5,7 +5,7 @@ Theory of operation
 -------------------
 
 A payment is an intent until it is written down. From then on its phase is a row of
-:data:`MOVES`, and no phase goes back.
+:data:`MOVES`, and no phase goes back, but for :data:`CONTRADICTED`.
 
     intent        in memory only; nothing was sent
     sent          on disk before the first byte leaves; the user's turn is held
@@ -25,9 +25,16 @@ What holds at every moment, whichever process dies between any two writes:
 - A user has at most one intent in ``sent``: his turn is that row.
 - A key has at most one intent that may have happened. Paying it anew, like a
   ``resend``, makes a new intent, which names the one it follows.
+- An intent in ``unknown`` whose attempt still runs says so, and is not called absent.
+  What a late response says is never dropped: it decides an open intent, and one that
+  it contradicts is for a person.
 
-This module has no clock and no file: times are seconds since 1970, and come from
-whoever knows them.
+Two clocks are used. The times that people see are seconds since 1970, and come from
+whoever knows them. What must not depend on a clock that somebody sets counts the
+journal's *age*: seconds that have certainly passed since the journal was made. It
+advances with the machine's time since boot, stands still while the machine is down, and
+is never faster than real time. How long an intent is kept, and from when it is over,
+are ages.
 """
 
 from __future__ import annotations
@@ -41,6 +48,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
+from aio_agentapi._identity import Account, Ask, Claim, Evidence
 from aio_agentapi._types import Json, Moved, Operation, UserCode
 from aio_agentapi.errors import UsageError
 
@@ -89,11 +97,22 @@ MOVES: Final[Mapping[Phase, tuple[Phase, ...]]] = MappingProxyType(
     }
 )
 
+# Where a late response proves a verdict wrong: for a person, and the key stays closed.
+CONTRADICTED: Final[Mapping[Phase, Phase]] = MappingProxyType(
+    {Phase.ABSENT: Phase.CONFIRMED, Phase.CONFIRMED: Phase.ABSENT}
+)
+
 # It certainly happened; it certainly did not; nobody knows yet.
 HAPPENED: Final = frozenset({Phase.DONE, Phase.CONFIRMED})
 FREE: Final = frozenset({Phase.REFUSED, Phase.NOT_SENT, Phase.ABSENT})
 OPEN: Final = frozenset({Phase.UNKNOWN, Phase.NEEDS_PERSON})
 FINAL: Final = HAPPENED | FREE
+
+
+def words(phases: Collection[Phase]) -> str:
+    """Return phases as a list of SQL."""
+    return ", ".join(f"'{phase}'" for phase in sorted(phases))
+
 
 _INT64: Final = 2**63
 _LONGEST_KEY: Final = 255
@@ -128,12 +147,12 @@ class Cursor:
 
         made_at: When it was made, by the service.
 
-        seen_at: When it was read, by this machine.
+        seen: When it was read, as the journal's age.
     """
 
     trans_id: int = 0
     made_at: datetime | None = None
-    seen_at: datetime | None = None
+    seen: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -144,7 +163,8 @@ class Intent:
     Attributes:
         id: Its number in the journal, growing; 0 before it is written down.
 
-        account: Whose points: a name in ``accounts``, or a hash of the token.
+        account: Whose points: what the journal calls the agent; empty before that is
+            found out.
 
         operation: Such as ``"wallets.deposit"``.
 
@@ -171,14 +191,26 @@ class Intent:
 
         cursor: A row of the feed that was there before it was sent.
 
-        longest: Seconds after its last sending, for which the service may still
-            execute it. That sending was not later than ``changed_at`` of unknown.
+        longest: Seconds for which the service may still execute it after nothing of
+            it can leave this machine any more.
+
+        unacked: Seconds for which the machine may go on sending it when its process
+            has died.
 
         lost_at: When it became unknown, in UTC; None if it never was.
+
+        successor: The intent that pays it anew, None where there is none.
+
+        born: When it was written down, as the journal's age.
+
+        aged: When it got its phase, likewise.
+
+        quiet: From when nothing of it can leave this machine any more, likewise. None:
+            an attempt of it may still run.
     """
 
     id: int = 0
-    account: str
+    account: str = ""
     operation: str
     user_code: UserCode = attrs.field(validator=_whole)
     amount: Decimal | None
@@ -192,7 +224,12 @@ class Intent:
     changed_at: datetime | None = None
     cursor: Cursor = attrs.field(factory=Cursor)
     longest: float = 0.0
+    unacked: float = 0.0
     lost_at: datetime | None = None
+    successor: int | None = None
+    born: float = 0.0
+    aged: float = 0.0
+    quiet: float | None = None
 
     @property
     def body(self) -> Mapping[str, Json]:
@@ -220,6 +257,11 @@ class Verdict:
         trans_id: The row of the feed that says so.
 
         note: What is to be told of it.
+
+        runs: With unknown: its attempt goes on without its caller.
+
+        late: It comes from the end of such an attempt. With unknown: that has ended
+            and says nothing. Otherwise it may contradict what was said meanwhile.
     """
 
     id: int
@@ -227,6 +269,8 @@ class Verdict:
     moved: Moved | None = None
     trans_id: int | None = None
     note: str | None = None
+    runs: bool = False
+    late: bool = False
 
 
 # Tells the time, in seconds since 1970.
@@ -285,7 +329,8 @@ class Store(Protocol):
         Give intents their next phase.
 
         A verdict that is no move of the table changes nothing, and neither does one
-        with a row of the feed that another intent has.
+        with a row of the feed that another intent has. A late one that contradicts the
+        phase makes the intent one for a person, and is logged as an error.
 
         Args:
             verdicts: What is found out.
@@ -293,7 +338,7 @@ class Store(Protocol):
             clock: Asked when it is written.
 
             given: What it was found out from: nothing is written if one of these has
-                another phase by now.
+                another phase by now, or its attempt has ended.
 
         Returns:
             The intents as they are then; none where nothing was written.
@@ -321,7 +366,8 @@ class Store(Protocol):
 
             ids: Which numbers. None: all.
 
-            since: Not those that were written down before, unless they are open.
+            since: As the journal's age: not those that were written down before,
+                unless they are open.
         """
         ...
 
@@ -330,7 +376,54 @@ class Store(Protocol):
         ...
 
     def adopt(self, clock: Clock) -> Awaitable[int]:
-        """Make what dead owners have left in ``sent`` unknown; return how many."""
+        """
+        Take over what dead owners have left: nobody is at work on it any more.
+
+        Returns:
+            How many were in ``sent``, and are unknown now.
+        """
+        ...
+
+    def recognise(self, claim: Claim, seen: Evidence) -> Awaitable[Account | Ask]:
+        """
+        Find the account that a session is, and write down what it is linked to.
+
+        Args:
+            claim: What the session says of itself.
+
+            seen: What the service was asked.
+
+        Returns:
+            The account, which is there from now on; or what to ask first.
+
+        Raises:
+            UsageError: See :func:`aio_agentapi._identity.recognise`.
+        """
+        ...
+
+    def linked(self, claim: Claim) -> Awaitable[Account | None]:
+        """
+        Return the account that a session is linked to, verified or not; or None.
+
+        Raises:
+            UsageError: Its name and its token are of two accounts.
+        """
+        ...
+
+    def accounts(self) -> Awaitable[list[Account]]:
+        """Return all accounts, by their labels."""
+        ...
+
+    def take_feed(self, account: str) -> Awaitable[bool]:
+        """Become the one who reads the feed of an account; tell whether that is so."""
+        ...
+
+    def leave_feed(self, account: str) -> None:
+        """Let others read it."""
+        ...
+
+    def age(self) -> Awaitable[float]:
+        """Return the journal's age, in seconds."""
         ...
 
     def cursor(self, account: str) -> Awaitable[Cursor]:
@@ -341,9 +434,11 @@ class Store(Protocol):
         """Remember a row of an account's feed, if it is newer than the known one."""
         ...
 
-    def prune(self, before: float) -> Awaitable[int]:
+    def prune(self, keep: float) -> Awaitable[int]:
         """
-        Forget final intents that have been so since before a time.
+        Forget final intents that have been so for longer than *keep* seconds.
+
+        By the journal's age: a clock that is set wrong makes it forget nothing.
 
         Those that settling an open one may need are kept.
 

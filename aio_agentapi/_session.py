@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import re
@@ -18,6 +19,7 @@ from aio_agentapi._cashier import Cashier
 from aio_agentapi._channel import Channel, Home
 from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
+from aio_agentapi._identity import Claim, spelled
 from aio_agentapi._journal import Store
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import PATHS, UUID, Settings, check_base_url
@@ -35,6 +37,7 @@ from aio_agentapi.resources.users import Users
 from aio_agentapi.resources.wallets import Wallets
 
 _LOG: Final = logging.getLogger("aio_agentapi.telemetry")
+_PAYMENTS: Final = logging.getLogger("aio_agentapi.payments")
 
 # What a view may set for itself; the rest belongs to the gate and the pool.
 _OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeout"})
@@ -166,11 +169,13 @@ class Session:
                 or transactions, which the message names; or the body has no JSON
                 form. Nothing was sent.
 
-            UnsupportedError: There is no such path. Nothing happened.
+            UnsupportedError: There is no such path, for a ``"read"``. Nothing
+                happened.
 
             RefusedError: The service said no. Nothing happened.
 
-            OutcomeUnknownError: The answer was lost. It may have happened.
+            OutcomeUnknownError: The answer was lost, or has no envelope. It may have
+                happened.
 
         Source:
             Contract 5 and 6.
@@ -223,6 +228,17 @@ def _is_finite(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_finite, cast("list[object]", value)))
     return True
+
+
+async def _settled(session: Session) -> None:
+    """Settle what is open of one account; what goes wrong is told in the log."""
+    try:
+        await session.payments.settle_all()
+    except ClosedError:
+        return
+    except Exception as error:  # noqa: BLE001 - the next time may be better
+        told = f"{type(error).__name__}: {error}"
+        _PAYMENTS.warning("open payments could not be settled: %s", told)
 
 
 def _secrets(accounts: Mapping[str, str | Secret] | None) -> dict[str, Secret]:
@@ -303,13 +319,15 @@ class SessionManager:
     _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
     _channels: list[Channel] = attrs.field(init=False, factory=list)
     _closed: bool = attrs.field(init=False, default=False)
+    # Settles open payments now and then, where that is wanted.
+    _resolving: asyncio.Task[None] | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         allowed = self._settings.allow_plain_http
         self._base_url = check_base_url(self._base_url, allow_plain_http=allowed)
 
     async def __aenter__(self) -> Self:
-        self._home.check()
+        self._resolve()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -351,10 +369,14 @@ class SessionManager:
         """
         self._home.check()
         self._closed = True
+        if self._resolving is not None:
+            self._resolving.cancel()
         for channel in self._channels:
             # At once, also where this task gets no further.
             channel.close()
         try:
+            if self._resolving is not None:
+                await asyncio.wait([self._resolving])
             async with asyncio.TaskGroup() as group:
                 for channel in self._channels:
                     group.create_task(channel.aclose())
@@ -404,17 +426,46 @@ class SessionManager:
             reader,
             Exchanges(settings, gate, transport, reader),
             Pace(settings.feed_interval),
-            Cashier(self._store, self._label(secret), settings.keep_intents),
+            Cashier(
+                self._store,
+                self._claim(secret),
+                settings.keep_intents,
+                siblings=lambda: map(self._claim, {*self._accounts.values()}),
+            ),
         )
         channel = _watched(channel, self._base_url)
         settler = Settler(channel)
-        channel.cashier.on_payment = settler.keep_warm
+
+        def paid() -> None:
+            self._resolve()
+            settler.keep_warm()
+
+        channel.cashier.on_payment = paid
         self._channels.append(channel)
         return Session.on(channel, settler)
 
-    def _label(self, secret: Secret) -> str:
-        """Return what the journal calls an account: never by its token."""
-        for name, known in self._accounts.items():
-            if known == secret:
-                return name
-        return secret.digest
+    def _resolve(self) -> None:
+        """Begin to settle open payments in the background, if that is wanted."""
+        loop = self._home.check()
+        every = self._settings.resolve_every
+        if every is not None and self._resolving is None and not self._closed:
+            # Not in the context of a call, whose trace it would go on with.
+            self._resolving = loop.create_task(
+                self._resolve_all(every), context=contextvars.Context()
+            )
+
+    async def _resolve_all(self, every: float) -> None:
+        """Settle what is open of all accounts, again and again."""
+        while True:
+            # What another process left is found without an account being asked for.
+            for name in self._accounts:
+                self.session(name)
+            await asyncio.gather(*map(_settled, [*self._sessions.values()]))
+            await asyncio.sleep(every)
+
+    def _claim(self, secret: Secret) -> Claim:
+        """Return what the journal is told of an account: never its token."""
+        names = [name for name, known in self._accounts.items() if known == secret]
+        return Claim(
+            names=tuple(names), token=secret.digest, url=spelled(self._base_url)
+        )

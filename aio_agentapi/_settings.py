@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import attrs
 
-from aio_agentapi._types import Lane
+from aio_agentapi._types import DECIMALS, Lane
 from aio_agentapi.errors import UsageError
 
 # The path of every operation, relative to /v4/.
@@ -53,6 +53,9 @@ UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORE
 # What may be secret in an address, or be taken for one.
 _USER: Final = re.compile(r"^([a-z]*://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).*", re.DOTALL)
+# Seconds after which a peer that takes nothing is gone. What a process that has died
+# had given to the kernel arrives within them, or never.
+_UNACKED: Final = 10.0
 # Characters of a host with its path: a signed token has more.
 _NAME: Final = 64
 
@@ -90,6 +93,13 @@ def _whole(*, least: int, none: bool = False) -> _Check:
         raise UsageError(msg)
 
     return check
+
+
+def _decimals(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    _whole(least=0, none=True)(_, field, value)
+    if isinstance(value, int) and value > DECIMALS:
+        msg = f"{field.name}: at most {DECIMALS}, the service's own, not {value!r}"
+        raise UsageError(msg)
 
 
 def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
@@ -181,10 +191,20 @@ class Settings:
     # Seconds that a permit stays withheld after its call was given up: the service
     # may still be busy with it.
     linger: float = attrs.field(default=1.0, validator=_number(least=0))
-    # Seconds after its sending in which the service may still execute a call. None:
-    # timeout, abandon_after and linger together, after which we give it up.
+    # Seconds in which the service, or a front, may still execute a call of which
+    # nothing can leave this machine any more. None: timeout, abandon_after and linger
+    # together, after which we give it up.
     longest_call: float | None = attrs.field(
         default=None, validator=_number(least=0, none=True)
+    )
+    # Decimals that the deployment keeps of an amount. One with more is refused before
+    # it is sent, and a row of the feed that was rounded to them is recognised. None:
+    # not known, so four are sent, and a rounded amount is for a person.
+    amount_decimals: int | None = attrs.field(default=None, validator=_decimals)
+    # Seconds between two looks for open payments, which are then settled in the
+    # background. None: never; whoever wants it calls settle_all().
+    resolve_every: float | None = attrs.field(
+        default=None, validator=_number(least=0, open_end=True, none=True)
     )
     # Seconds that running exchanges get when a session is closed.
     drain: float = attrs.field(default=5.0, validator=_number(least=0))
@@ -227,6 +247,11 @@ class Settings:
     allow_plain_http: bool = attrs.field(default=False, validator=_flag)
     # Bytes of one answer: the largest known list is some MiB.
     max_answer: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(least=1))
+
+    @property
+    def unacked(self) -> float:
+        """Seconds that a connection may wait for its peer to take what was sent."""
+        return min(_UNACKED, self.timeout)
 
     @property
     def longest(self) -> float:

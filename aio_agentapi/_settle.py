@@ -2,9 +2,10 @@
 The journal, as a user has it: what is open, and how it comes to an end.
 
 All who settle share one reader of the feed: whoever finds that a reading was begun late
-enough for him, and looked for his users, takes it. A verdict is a phase that the
-journal gives or refuses, so that several may come to it, in several processes, and one
-of them is written.
+enough for him, and looked for his users, takes it. Over all processes on a journal
+there is one who reads for an agent; it judges what is open of all. A verdict is a phase
+that the journal gives or refuses, so that several may come to it, in several processes,
+and one of them is written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -21,6 +23,7 @@ import attrs
 
 from aio_agentapi._channel import Channel
 from aio_agentapi._feed import KEPT, PAGE, PASSING, Feed, Transaction, TransType
+from aio_agentapi._identity import INFO
 from aio_agentapi._journal import (
     FREE,
     OPEN,
@@ -31,8 +34,9 @@ from aio_agentapi._journal import (
     moment,
 )
 from aio_agentapi._reconcile import Case, Look, anchor_of, ready
-from aio_agentapi._types import Moved, UserCode
+from aio_agentapi._types import Moved, Query, UserCode
 from aio_agentapi.errors import (
+    AgentAPIError,
     FeedGapError,
     NotFoundError,
     RefusedError,
@@ -51,6 +55,11 @@ _PAGES: Final = 100
 
 # Seconds between two looks whether an equal payment is still under way.
 _SOON: Final = 0.05
+
+# Seconds between two looks whether another process has settled them, and how many looks
+# before that is said.
+_ELSEWHERE: Final = 0.25
+_LOOKS: Final = 40
 
 # The code that says that there is no such user; others may mean anything.
 _NO_USER: Final = 2002
@@ -79,17 +88,29 @@ class Settler:
     _channel: Channel = attrs.field(alias="channel")
     # One reads the feed, the others wait for what he finds.
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
+    # How many have joined this one where it is the one of all processes that reads.
+    _door: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
+    _inside: int = attrs.field(init=False, default=0)
     _look: Look | None = attrs.field(init=False, default=None)
     _warming: asyncio.Task[None] | None = attrs.field(init=False, default=None)
     _warmed: float | None = attrs.field(init=False, default=None)
     # How far a reading has come that had more pages than its part.
     _reached: int = attrs.field(init=False, default=0)
+    # Accounts of others of which it was said that something is open.
+    _told_of: set[str] = attrs.field(init=False, factory=set[str])
     # Up to which row the feed has forgotten them.
     _gone: int = attrs.field(init=False, default=0)
 
     def now(self) -> datetime:
-        """Return the time, by the clock of the journal."""
+        """Return the time, by this machine's clock."""
         return moment(self._channel.cashier.clock())
+
+    async def _age(self) -> float:
+        return await self._channel.cashier.store.age()
+
+    async def account(self) -> str | None:
+        """Return what the journal calls the agent; None: it has none."""
+        return await self._channel.cashier.known_account()
 
     def keep_warm(self) -> None:
         """Look for a newer row of the feed, in the background and now and then."""
@@ -105,9 +126,21 @@ class Settler:
 
     async def open(self) -> list[Intent]:
         """Return the payments whose outcome is open, those of the dead included."""
-        cashier = self._channel.cashier
+        cashier, account = self._channel.cashier, await self.account()
+        if account is None:
+            return []
         await cashier.store.adopt(cashier.clock)
-        return await cashier.store.intents(cashier.account, phases=OPEN)
+        return await cashier.store.intents(account, phases=OPEN)
+
+    async def tell_of_strangers(self) -> None:
+        """Say once in the log what is open of accounts that nobody here settles."""
+        for account, number in (await self._channel.cashier.strangers()).items():
+            if account.label not in self._told_of:
+                self._told_of.add(account.label)
+                plural = "" if number == 1 else "s"
+                _LOG.warning(
+                    "%d payment%s of another account open: %s", number, plural, account
+                )
 
     async def settle(self, ids: Collection[int]) -> None:
         """
@@ -121,7 +154,38 @@ class Settler:
     async def _settle(self, ids: frozenset[int], opened: Sequence[Intent]) -> None:
         settings = self._channel.settings
         opened = [i for i in opened if i.phase is Phase.UNKNOWN]
-        since = self.now()
+        if not any(intent.id in ids for intent in opened):
+            return
+        cashier = self._channel.cashier
+        told, looked = False, 0
+        while True:
+            try:
+                # Nothing that the service says of another agent leads to a verdict.
+                account = await cashier.account(self._channel.call)
+                break
+            except PASSING as error:
+                if not told:
+                    _LOG.warning("%s; it is tried again until it works", error)
+                told = True
+                await asyncio.sleep(settings.feed_interval)
+        while opened and any(intent.id in ids for intent in opened):
+            async with self._alone(account) as alone:
+                if alone:
+                    await self._read_and_judge(ids, opened)
+                    return
+            # Another process does, and for these as well.
+            looked += 1
+            if looked == _LOOKS:
+                _LOG.warning("another program settles payments of %r: waiting", account)
+            await asyncio.sleep(_ELSEWHERE)
+            opened = await self._left(ids)
+
+    async def _read_and_judge(
+        self, ids: frozenset[int], opened: Sequence[Intent]
+    ) -> None:
+        """Read the feed, and judge by it, until nothing is left of some payments."""
+        settings = self._channel.settings
+        since = await self._age()
         first, told, missing = True, False, 0
         while any(intent.id in ids for intent in opened):
             try:
@@ -130,14 +194,18 @@ class Settler:
                 await self._skip(error, opened)
                 opened = await self._left(ids)
                 continue
-            except (*PASSING, UnsupportedError) as error:
+            except (*PASSING, UnsupportedError, RefusedError) as error:
+                if isinstance(error, RefusedError) and error.name is not None:
+                    raise
                 if not told:
                     _LOG.warning("%s; it is tried again until it works", error)
                 told = True
-                # Somebody between us and the service may say so once.
-                missing += isinstance(error, UnsupportedError)
+                is_missing = isinstance(error, UnsupportedError)
+                is_missing = is_missing and await self._has_no_feed()
+                missing = missing + 1 if is_missing else 0
                 if missing == _TRIES:
-                    await self._give_up(opened, str(error))
+                    note = "this deployment has no feed that could be read"
+                    await self._give_up(opened, note)
                     return
                 await asyncio.sleep(settings.feed_interval)
                 continue
@@ -150,39 +218,46 @@ class Settler:
             first = False
             if not left:
                 return
-            if running and self.now() - look.ended < self._interval:
+            if running and await self._age() - look.ended < settings.feed_interval:
                 await asyncio.sleep(_SOON)
                 continue
             since = await self._wait(left, look)
             opened = [i for i in await self.open() if i.phase is Phase.UNKNOWN]
 
-    @property
-    def _interval(self) -> timedelta:
-        return timedelta(seconds=self._channel.settings.feed_interval)
+    async def _has_no_feed(self) -> bool:
+        """Tell whether its path is missing, and not a front in the place of it."""
+        cashier = self._channel.cashier
+        known = await cashier.store.cursor(await cashier.account(self._channel.call))
+        if known.trans_id or self._look is not None:
+            return False
+        try:
+            # What every deployment has: a front that is sick answers for this as well.
+            await self._channel.call(Query(INFO, {}))
+        except AgentAPIError:
+            return False
+        return True
 
-    async def _wait(self, left: Sequence[Intent], look: Look) -> datetime:
+    async def _wait(self, left: Sequence[Intent], look: Look) -> float:
         """Wait until another reading may tell more; return when it may begin."""
-        lag = self._lag
+        interval = self._channel.settings.feed_interval
         # A row may be there before; when it is over, it is all there is.
-        later = [at for i in left if (at := ready(i, lag)) > look.begun]
-        since = min([look.begun + self._interval, *later])
-        # By the clock of the journal, which may be another than the loop's.
-        while (seconds := (since - self.now()).total_seconds()) > 0:
-            pause = min(seconds, self._channel.settings.feed_interval)
-            await asyncio.sleep(pause)
+        later = [at for i in left if (at := ready(i, self._lag)) is not None]
+        since = min([look.begun + interval, *(at for at in later if at > look.begun)])
+        while (seconds := since - await self._age()) > 0:  # noqa: ASYNC110 - for a time
+            await asyncio.sleep(min(seconds, interval))
         return since
 
     async def _left(self, ids: Collection[int]) -> list[Intent]:
         """Return which of them are still unknown."""
         if not ids:
             return []
-        cashier = self._channel.cashier
-        return await cashier.store.intents(
-            cashier.account, phases=[Phase.UNKNOWN], ids=ids
+        store = self._channel.cashier.store
+        return await store.intents(
+            await self.account(), phases=[Phase.UNKNOWN], ids=ids
         )
 
-    async def _reading(self, opened: Sequence[Intent], since: datetime) -> Look:
-        """Return a reading for the users of payments, begun since a time."""
+    async def _reading(self, opened: Sequence[Intent], since: float) -> Look:
+        """Return a reading for the users of payments, begun since a journal's age."""
         users = frozenset(intent.user_code for intent in opened)
         anchors = [self._anchor(i) for i in await self._of(users)]
         start = min(0 if a is None else a.cursor.trans_id for a in anchors)
@@ -192,9 +267,39 @@ class Settler:
                 look = self._look = await self._read(users, start)
         return look
 
+    @asynccontextmanager
+    async def _alone(self, account: str) -> AsyncGenerator[bool]:
+        """Be the only session over all processes that reads the feed, if none is."""
+        store = self._channel.cashier.store
+        async with self._door:
+            alone = self._inside > 0 or await self._taken(account)
+            self._inside += alone
+        try:
+            yield alone
+        finally:
+            self._inside -= alone
+            if alone and not self._inside:
+                store.leave_feed(account)
+
+    async def _taken(self, account: str) -> bool:
+        store = self._channel.cashier.store
+        taking = asyncio.ensure_future(store.take_feed(account))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+
+            def leave(_: object) -> None:
+                failed = taking.cancelled() or taking.exception() is not None
+                if not failed and taking.result():
+                    store.leave_feed(account)
+
+            # It may be taken only now.
+            taking.add_done_callback(leave)
+            raise
+
     @property
-    def _lag(self) -> timedelta:
-        return timedelta(seconds=self._channel.settings.feed_lag)
+    def _lag(self) -> float:
+        return self._channel.settings.feed_lag
 
     def _anchor(self, intents: Sequence[Intent]) -> Intent | None:
         """Return what counts for a user; None where its row is gone by its age."""
@@ -228,21 +333,22 @@ class Settler:
 
     async def _of(self, users: Iterable[UserCode]) -> list[list[Intent]]:
         """Return what the feed may have rows of, for each user in their order."""
-        cashier = self._channel.cashier
-        since = (self.now() - _KEPT - _MARGIN).timestamp()
+        store, account = self._channel.cashier.store, await self.account()
+        # By its age, which is never more than has passed: none is left out.
+        since = await self._age() - (_KEPT + _MARGIN).total_seconds()
         return [
-            await cashier.store.intents(cashier.account, user_code=user, since=since)
+            await store.intents(account, user_code=user, since=since)
             for user in sorted(users)
         ]
 
     async def _read(self, users: frozenset[UserCode], start: int) -> Look:
         """Read the feed from a row to its end, and keep what users were paid."""
-        begun = self.now()
+        at, begun = self.now(), await self._age()
         rows: dict[UserCode, list[Transaction]] = defaultdict(list)
         feed = Feed(self._channel)
         cursor = start
         while True:
-            seen = self.now()
+            seen = await self._age()
             page = await feed.page(cursor)
             for row in page:
                 if row.user_code in users and row.trans_type in _PAID:
@@ -254,9 +360,16 @@ class Settler:
                 break
             cursor = page[-1].trans_id
         await self._keep(page, seen)
-        return Look(start=start, begun=begun, ended=self.now(), users=users, rows=rows)
+        return Look(
+            start=start,
+            at=at,
+            begun=begun,
+            ended=await self._age(),
+            users=users,
+            rows=rows,
+        )
 
-    async def _keep(self, page: Sequence[Transaction], seen: datetime) -> None:
+    async def _keep(self, page: Sequence[Transaction], seen: float) -> None:
         """
         Remember the newest row of the feed, as payments note it.
 
@@ -266,13 +379,10 @@ class Settler:
             seen: When it was asked for: what was there then is in it.
         """
         if page:
-            newest = page[-1]
-            cursor = Cursor(
-                trans_id=newest.trans_id, made_at=newest.regdate, seen_at=seen
-            )
-            await self._channel.cashier.store.keep_cursor(
-                self._channel.cashier.account, cursor
-            )
+            newest, cashier = page[-1], self._channel.cashier
+            cursor = Cursor(trans_id=newest.trans_id, made_at=newest.regdate, seen=seen)
+            account = await cashier.account(self._channel.call)
+            await cashier.store.keep_cursor(account, cursor)
 
     async def _judge(self, look: Look, opened: Sequence[Intent]) -> bool:
         """Write down what a reading says; tell whether to ask again soon."""
@@ -319,21 +429,27 @@ class Settler:
                         [
                             Verdict(id=i.id, phase=Phase.ABSENT, note=note)
                             for i in left
-                            if i.user_code == user
+                            if i.user_code == user and i.quiet is not None
                         ]
                     )
             except PASSING:
                 return
 
     async def _warm(self) -> None:
+        account = await self._channel.cashier.account(self._channel.call)
+        async with self._alone(account) as alone:
+            if alone:
+                await self._read_ahead()
+
+    async def _read_ahead(self) -> None:
         cashier = self._channel.cashier
         feed = Feed(self._channel)
-        known = await cashier.store.cursor(cashier.account)
+        known = await cashier.store.cursor(await cashier.account(self._channel.call))
         cursor = max(known.trans_id, self._reached)
         for _ in range(_PAGES):
             try:
                 # Without a row to begin with, not from 0, where others may read.
-                seen = self.now()
+                seen = await self._age()
                 page = await feed.page(cursor or 1, anchored=cursor > 0)
             except FeedGapError:
                 # Its row is gone.
@@ -397,8 +513,10 @@ class Payments:
         Source:
             Contract 6.
         """
-        cashier = self._channel.cashier
-        return await cashier.store.find(cashier.account, key)
+        account = await self._settler.account()
+        if account is None:
+            return None
+        return await self._channel.cashier.store.find(account, key)
 
     async def settle(self, intent: Intent | int) -> Intent:
         """
@@ -450,9 +568,10 @@ class Payments:
             Contract 5, transactions, and 6.
         """
         ids = [intent.id for intent in await self._settler.open()]
+        await self._settler.tell_of_strangers()
         await self._within_deadline(ids)
-        cashier = self._channel.cashier
-        return await cashier.store.intents(cashier.account, ids=ids)
+        store = self._channel.cashier.store
+        return await store.intents(await self._settler.account(), ids=ids)
 
     async def resend(self, intent: Intent | int) -> Moved:
         """
@@ -485,7 +604,6 @@ class Payments:
             )
             raise UsageError(msg, intent=known.id)
         anew = Intent(
-            account=known.account,
             operation=known.operation,
             user_code=known.user_code,
             amount=known.amount,
@@ -534,8 +652,8 @@ class Payments:
         if not isinstance(number, int) or not 0 < number < _INT64:
             msg = f"a payment is named by its number, not {str(number)[:40]!r}"
             raise UsageError(msg)
-        cashier = self._channel.cashier
-        found = await cashier.store.intents(cashier.account, ids=[number])
+        store, account = self._channel.cashier.store, await self._settler.account()
+        found = [] if account is None else await store.intents(account, ids=[number])
         if not found:
             msg = f"the journal has no payment {number} of this account"
             raise UsageError(msg)

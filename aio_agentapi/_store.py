@@ -13,7 +13,12 @@ was sent, and that is settled.
 Whether another owner is alive is asked of the kernel: each holds a lock on a byte of
 its own, in a file beside the journal, which is gone with the process however that
 ends. No table of owners, no heartbeat, no number of a process that is another's by
-now.
+now. An owner whose event loop was closed with payments in its hands is given up, and
+the store goes on as another.
+
+A file has one name: SQLite keeps a log beside each name that it is opened by, and two
+logs are two journals. Links are followed, and other names are refused. So is a file
+whose log was deleted while somebody uses it.
 """
 
 from __future__ import annotations
@@ -21,11 +26,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import queue
 import secrets
 import sqlite3
+import stat
 import struct
 import threading
 import time
@@ -36,7 +43,9 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from aio_agentapi._books import MARK, SCHEMA, VERSION, Books
+from aio_agentapi import _accounts
+from aio_agentapi._books import MARK, SCHEMA, UPGRADE, VERSION, Books
+from aio_agentapi._identity import Account, Ask, Claim, Evidence
 from aio_agentapi._journal import Clock, Cursor, Intent, Phase, Verdict
 from aio_agentapi._types import UserCode
 from aio_agentapi.errors import AgentAPIError, JournalError
@@ -67,6 +76,8 @@ class _SqlStore:
     """What both homes do the same way; where they do it is their own."""
 
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
+    # The accounts whose feed is read with this store.
+    _readers: set[str] = attrs.field(init=False, factory=set[str])
 
     def _home(self) -> asyncio.AbstractEventLoop:
         """Return the loop that runs, or the last that did: one may have stopped."""
@@ -131,9 +142,41 @@ class _SqlStore:
         """Remember a row of an account's feed, if it is newer than the known one."""
         return self._hand_over(lambda b: b.keep_cursor(account, cursor))
 
-    def prune(self, before: float) -> Awaitable[int]:
-        """Forget what has been final since before a time; return how many."""
-        return self._hand_over(lambda b: b.prune(before))
+    def prune(self, keep: float) -> Awaitable[int]:
+        """Forget what has been final for longer than *keep*; return how many."""
+        return self._hand_over(lambda b: b.prune(keep))
+
+    def recognise(self, claim: Claim, seen: Evidence) -> Awaitable[Account | Ask]:
+        """Find the account that a session is, and write down its links."""
+        return self._hand_over(lambda b: _accounts.recognise(b.sql, claim, seen))
+
+    def linked(self, claim: Claim) -> Awaitable[Account | None]:
+        """Return the account that a session is linked to, or None."""
+        return self._hand_over(lambda b: _accounts.linked(b.sql, claim), "read")
+
+    def accounts(self) -> Awaitable[list[Account]]:
+        """Return all accounts, by their labels."""
+        return self._hand_over(lambda b: _accounts.accounts(b.sql), "read")
+
+    def allow(self, label: str, **more: str) -> Awaitable[Account]:
+        """
+        Say that an account is also known otherwise.
+
+        Args:
+            label: Which account.
+
+            more: ``url``, ``name`` or ``token`` that it has as well, and ``agent``:
+                what the service calls it now.
+        """
+        return self._hand_over(lambda b: _accounts.allow(b.sql, label, more))
+
+    def merge(self, source: str, into: str) -> Awaitable[None]:
+        """Say that two accounts are one agent's; the payments go over to one."""
+        return self._hand_over(lambda b: _accounts.merge(b.sql, source, into))
+
+    def age(self) -> Awaitable[float]:
+        """Return the journal's age, in seconds."""
+        return self._hand_over(lambda b: b.age(), "read")
 
 
 def _connect(place: Path | None, patience: float = _PATIENCE) -> sqlite3.Connection:
@@ -175,23 +218,37 @@ class MemoryStore(_SqlStore):
             )
         return super().begin(intent, clock, block_unknown=block_unknown)
 
+    async def take_feed(self, account: str) -> bool:
+        """Become the one who reads the feed of an account, if nobody is."""
+        taken = account in self._readers
+        self._readers.add(account)
+        return not taken
+
+    def leave_feed(self, account: str) -> None:
+        """Let others read it."""
+        self._readers.discard(account)
+
     async def aclose(self) -> None:
         """Do nothing: another manager may go on with it."""
 
     def _hand_over(
         self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        del kind
         if self._books is None:
             sql = _connect(None)
+            # Nobody closes it: another manager may go on with it.
+            weakref.finalize(self, sql.close)
             sql.executescript(SCHEMA)
-            self._books = Books(sql, 1, lambda _: True)
-        ended: asyncio.Future[T] = self._home().create_future()
+            # It lives as long as the process, and so does its time.
+            self._books = Books(sql, 1, lambda _: True, lambda: _uptime())  # noqa: PLW0108 - as it is then
+        loop = self._home()
+        work = _Work(act, loop, loop.create_future(), kind)
         try:
-            ended.set_result(act(self._books))
-        except AgentAPIError as error:
-            _fail(ended, error)
-        return ended
+            _perform(work, self._books)
+        except sqlite3.Error as error:
+            work.error = JournalError(f"the journal: {error}. Nothing was sent")
+        _deliver([work])
+        return work.ended
 
     def __repr__(self) -> str:
         return "<MemoryStore>"
@@ -227,12 +284,18 @@ class SqliteStore(_SqlStore):
         init=False, factory=queue.SimpleQueue
     )
     _thread: threading.Thread | None = attrs.field(init=False, default=None)
+    # The same without links: where SQLite keeps its log, too.
+    _file: Path = attrs.field(init=False)
     # Verdicts that could not be written: they come first.
     _kept: list[_Work] = attrs.field(init=False, factory=list)
     _books: Books | None = attrs.field(init=False, default=None)
     _locks: list[int] = attrs.field(init=False, factory=list)
     # The files that are open, by device and number: others may take their place.
     _places: dict[Path, tuple[int, int]] = attrs.field(init=False, factory=dict)
+    # The highest number of an intent that it knows: fewer later is another file.
+    _highest: int = attrs.field(init=False, default=0)
+    # Whether a loop was closed that may have had payments in its hands.
+    _is_left: bool = attrs.field(init=False, default=False)
     # Works that were handed over and are not done; and a connection of the loop's, for
     # an outcome that need not wait for them. Both under the guard.
     _pending: int = attrs.field(init=False, default=0)
@@ -240,6 +303,9 @@ class SqliteStore(_SqlStore):
     _guard: threading.Lock = attrs.field(init=False, factory=threading.Lock)
     # One thread after the other, where it is opened again at once.
     _running: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = self._path
 
     @property
     def durable(self) -> bool:
@@ -250,6 +316,17 @@ class SqliteStore(_SqlStore):
     def is_there(self) -> bool:
         """Whether the file has been made."""
         return self._path.exists()
+
+    async def take_feed(self, account: str) -> bool:
+        """Become the one who reads the feed of an account, over all processes."""
+        return await self._hand_over(lambda _: self._take_feed(account), "read")
+
+    def leave_feed(self, account: str) -> None:
+        """Let others read it."""
+        self._readers.discard(account)
+        # At once: whoever is cancelled does not wait for the disk. It may be closed.
+        with contextlib.suppress(OSError, IndexError):
+            _lock(self._locks[0], _feed_byte(account, fcntl.F_UNLCK))
 
     async def aclose(self) -> None:
         """Write what was handed over, and close the file; a later use opens it."""
@@ -262,25 +339,38 @@ class SqliteStore(_SqlStore):
     def _hand_over(
         self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        loop = self._home()
+        before, loop = self._loop, self._home()
+        if before is not loop and before is not None and before.is_closed():
+            self._is_left = True
         work = _Work(act, loop, loop.create_future(), kind)
         with self._guard:
             if kind == "keep" and not self._pending and self._is_done_at_once(work):
                 return work.ended
+            try:
+                self._start()
+            except RuntimeError as error:
+                # No thread: too many of them, or the program is about to end.
+                if kind == "keep":
+                    self._kept.append(work)
+                _fail(work.ended, JournalError(f"the journal {self._path}: {error}"))
+                return work.ended
             self._pending += 1
         self._works.put(work)
+        return work.ended
+
+    def _start(self) -> None:
         if self._thread is None:
             # A program that ends without closing does not wait for it.
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, name="agentapi-journal", daemon=True
             )
-            self._thread.start()
-        return work.ended
+            thread.start()
+            self._thread = thread
 
     def _is_done_at_once(self, work: _Work) -> bool:
         """Write an outcome here and now, if nobody else is writing."""
         books = self._near
-        if books is None or self._kept:
+        if books is None or self._kept or self._is_left:
             return False
         try:
             self._check_place()
@@ -291,7 +381,7 @@ class SqliteStore(_SqlStore):
             except BaseException:
                 books.sql.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, OSError, AgentAPIError):
+        except Exception:  # noqa: BLE001 - of the file, of the disk, of Python
             # The thread waits for whoever it is, and tells what is wrong.
             if work.ended.done():
                 work.ended = work.loop.create_future()
@@ -306,11 +396,26 @@ class SqliteStore(_SqlStore):
     def _run(self) -> None:
         with self._running:
             while (works := self._take()) is not None:
-                self._do(works)
+                try:
+                    self._do(works)
+                except BaseException as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+                    self._fail(works, error)
                 with self._guard:
                     self._pending -= len(works)
-                _tell(works)
+                if not _tell(works):
+                    self._is_left = True
             self._close()
+
+    def _fail(self, works: list[_Work], error: BaseException) -> None:
+        """Let each of the works end with an error; what must be written is kept."""
+        self._kept += [work for work in works if work.kind == "keep"]
+        reason = getattr(error, "strerror", None) or error
+        if not isinstance(error, sqlite3.Error | OSError):
+            reason = f"{type(error).__name__}: {reason}"
+        for work in works:
+            told = "It is written as soon as that can be done"
+            told = told if work.kind == "keep" else "Nothing was sent"
+            work.error = JournalError(f"the journal {self._path}: {reason}. {told}")
 
     def _take(self) -> list[_Work] | None:
         """Return what was handed over meanwhile; None when it is to be closed."""
@@ -334,6 +439,9 @@ class SqliteStore(_SqlStore):
         try:
             books = self._books or self._open()
             self._check_place()
+            if self._is_left:
+                self._is_left = False
+                self._claim(books)
             reads = all(work.kind == "read" for work in [*kept, *works])
             books.sql.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
@@ -344,57 +452,115 @@ class SqliteStore(_SqlStore):
                 with contextlib.suppress(sqlite3.Error):
                     books.sql.execute("ROLLBACK")
                 raise
-        except (sqlite3.Error, OSError) as error:
-            self._kept = [*kept, *(work for work in works if work.kind == "keep")]
-            reason = getattr(error, "strerror", None) or error
-            for work in works:
-                told = "It is written as soon as that can be done"
-                told = told if work.kind == "keep" else "Nothing was sent"
-                work.error = JournalError(f"the journal {self._path}: {reason}. {told}")
+        except BaseException as error:
+            self._kept = kept
+            if isinstance(error, _GoneError):
+                # Closed, the log that nobody finds any more is written into the file,
+                # if nobody else has begun another one.
+                self._close_files()
+            raise
+        self._highest = max(self._highest, books.last)
 
     def _open(self) -> Books:
-        if not self._path.exists():
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        sql = _connect(self._path)
-        near = _connect(self._path, patience=0.0)
+        self._file = self._path.resolve()
+        if not self._file.exists():
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        _check_name(self._file)
+        self._check_log()
+        sql = _connect(self._file)
+        near = _connect(self._file, patience=0.0)
         try:
-            self._prepare(sql)
+            age = self._prepare(sql)
             near.execute("PRAGMA synchronous = NORMAL")
             # It would copy the log into the file, and wait for the disk twice.
             near.execute("PRAGMA wal_autocheckpoint = 0")
-            books = Books(sql, self._claim(), self._is_alive)
+            near.execute("SELECT count(*) FROM cursors").fetchone()
+            books = Books(sql, 0, self._is_alive, age)
+            self._check_end(books.highest)
+            self._near = Books(near, 0, self._is_alive, age)
+            for _ in range(2):
+                # Two views of the file: what one of them holds, the other can see.
+                self._locks.append(os.open(self._owners, os.O_CREAT | os.O_RDWR, 0o600))
+            self._claim(books)
             self._note_places()
         except BaseException:
+            self._near = None
+            self._unlock()
             sql.close()
             near.close()
-            self._unlock()
             raise
+        # A child has none of it.
+        known = weakref.ref(self)
+        os.register_at_fork(
+            after_in_child=lambda: None if (me := known()) is None else me._forget()  # noqa: SLF001 - its own
+        )
         self._books = books
-        self._near = Books(near, books.owner, books.alive)
         return books
+
+    def _check_end(self, highest: int) -> None:
+        """Refuse a file that lacks what was written: an older copy of it."""
+        if highest < self._highest:
+            msg = (
+                f"it lacks payments that this program wrote down: number"
+                f" {self._highest}, and it ends with {highest}"
+            )
+            raise OSError(msg)
+
+    def _check_log(self) -> None:
+        """Refuse a file that others use without its log: somebody has deleted that."""
+        log = self._beside("-wal")
+        if not self._file.stat().st_size or log.exists() or not self._owners.exists():
+            return
+        owners = os.open(self._owners, os.O_RDWR)
+        try:
+            is_used = _is_locked(owners, _byte(0, length=_READERS))
+        finally:
+            os.close(owners)
+        if is_used:
+            msg = (
+                f"{log} was deleted while other programs use the journal: end all of"
+                " them first, so that what they have is not lost"
+            )
+            raise OSError(msg)
 
     def _check_place(self) -> None:
         """Tell that the files are still those that were opened."""
         for path, known in self._places.items():
-            found = path.stat()
-            if (found.st_dev, found.st_ino) != known:
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                msg = f"{path} was deleted or moved"
+            else:
+                if (found.st_dev, found.st_ino) == known:
+                    continue
                 msg = f"{path} was put in the place of the one in use"
-                raise OSError(msg)
+            if path.name.endswith(("-wal", "-shm")):
+                raise _GoneError(msg)
+            raise OSError(msg)
 
     def _note_places(self) -> None:
-        for path in (self._path, self._owners):
+        for path in (
+            self._file,
+            self._owners,
+            self._beside("-wal"),
+            self._beside("-shm"),
+        ):
             found = path.stat()
             self._places[path] = found.st_dev, found.st_ino
 
     @property
     def _owners(self) -> Path:
-        return self._path.with_name(self._path.name + "-owners")
+        return self._beside("-owners")
 
-    def _prepare(self, sql: sqlite3.Connection) -> None:
+    def _beside(self, end: str) -> Path:
+        return self._file.with_name(self._file.name + end)
+
+    def _prepare(self, sql: sqlite3.Connection) -> Callable[[], float]:
+        """Make the file a journal of this version; return what tells its age."""
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                sql.execute("PRAGMA journal_mode = WAL")
+                (mode,) = sql.execute("PRAGMA journal_mode = WAL").fetchone()
                 break
             except sqlite3.OperationalError as error:
                 # Who opens it at the same moment does the same, and this does not
@@ -402,6 +568,9 @@ class SqliteStore(_SqlStore):
                 if "locked" not in str(error) or time.monotonic() > until:
                     raise
                 time.sleep(_SOON)
+        if mode != "wal":
+            msg = "its disk has no shared memory, as a network's has none"
+            raise OSError(msg)
         # A commit has reached the disk, not only the system.
         sql.execute("PRAGMA synchronous = FULL")
         sql.execute("BEGIN IMMEDIATE")
@@ -409,32 +578,39 @@ class SqliteStore(_SqlStore):
             (version,) = sql.execute("PRAGMA user_version").fetchone()
             (mark,) = sql.execute("PRAGMA application_id").fetchone()
             (tables,) = sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables and (version, mark) != (VERSION, MARK):
+            if tables and (mark != MARK or version not in {1, VERSION}):
                 msg = "it is of another version of this library, or no journal"
                 raise sqlite3.DatabaseError(msg)
-            if not tables:
-                for statement in SCHEMA.split(";"):
+            if not tables or version != VERSION:
+                for statement in (UPGRADE if tables else SCHEMA).split(";"):
                     sql.execute(statement)
                 sql.execute(f"PRAGMA user_version = {VERSION}")
                 sql.execute(f"PRAGMA application_id = {MARK}")
+            return _ageing(sql)
 
-    def _claim(self) -> int:
-        """Become an owner: hold a lock that nobody else has."""
-        for _ in range(2):
-            # Two views of the file: what one of them holds, the other can see.
-            self._locks.append(os.open(self._owners, os.O_CREAT | os.O_RDWR, 0o600))
-        # A child would hold the lock when this process is gone.
-        known = weakref.ref(self)
-        os.register_at_fork(
-            after_in_child=lambda: None if (me := known()) is None else me._unlock()  # noqa: SLF001 - its own
-        )
-        owner = secrets.randbits(60)
-        fcntl.fcntl(self._locks[0], fcntl.F_OFD_SETLK, _byte(owner))
-        return owner
+    def _claim(self, books: Books) -> None:
+        """Become an owner, and no longer who it was: hold a lock nobody else has."""
+        before, owner = books.owner, secrets.randbits(60) or 1
+        _lock(self._locks[0], _byte(owner))
+        books.owner = owner
+        if self._near is not None:
+            self._near.owner = owner
+        if before:
+            _lock(self._locks[0], _byte(before, fcntl.F_UNLCK))
 
     def _is_alive(self, owner: int) -> bool:
-        found = fcntl.fcntl(self._locks[1], fcntl.F_OFD_GETLK, _byte(owner))
-        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+        return _is_locked(self._locks[1], _byte(owner))
+
+    def _take_feed(self, account: str) -> bool:
+        # A lock is held by a file, which this store has once.
+        if account in self._readers:
+            return False
+        try:
+            _lock(self._locks[0], _feed_byte(account))
+        except BlockingIOError:
+            return False
+        self._readers.add(account)
+        return True
 
     def _unlock(self) -> None:
         self._places.clear()
@@ -443,22 +619,123 @@ class SqliteStore(_SqlStore):
 
     def _close(self) -> None:
         if self._kept:
-            self._do([])
+            try:
+                self._do([])
+            except BaseException as error:  # noqa: BLE001 - as while it runs
+                number = len(self._kept)
+                _LOG.error("%d outcomes are not written down yet: %s", number, error)
+        self._close_files()
+
+    def _close_files(self) -> None:
         with self._guard:
             near, self._near = self._near, None
-        for books in (near, self._books):
-            if books is not None:
-                books.sql.close()
-        self._books = None
+        books, self._books = self._books, None
+        # Before the files: whoever opens it without its log looks whether it is alone.
         self._unlock()
+        for each in (near, books):
+            if each is not None:
+                each.sql.close()
+
+    def _forget(self) -> None:
+        """Have nothing open, in a child that was forked; the parent has it."""
+        _INHERITED.extend(books for books in (self._books, self._near) if books)
+        self._books = self._near = self._thread = None
+        self._works, self._kept, self._pending = queue.SimpleQueue(), [], 0
+        self._guard, self._running = threading.Lock(), threading.Lock()
+        self._unlock()
+
+
+class _GoneError(OSError):
+    """A file that SQLite keeps beside the journal was deleted, or replaced."""
+
+
+# What a child has got of its parent: closed there, it would take locks away.
+_INHERITED: Final[list[Books]] = []
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a file that has, or may have, other names: each would have its own log."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        msg = "it is no file"
+        raise OSError(msg)
+    if found.st_nlink > 1:
+        msg = "it has another name, by a hard link: two names are two journals"
+        raise OSError(msg)
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+            place = line.split(" ")[4].encode().decode("unicode_escape")
+            if place.encode("latin-1") == os.fsencode(path):
+                msg = (
+                    "it is a mount of a single file, beside which its log is not seen"
+                    " by others: mount the folder that it is in"
+                )
+                raise OSError(msg)
+
+
+def _ageing(sql: sqlite3.Connection) -> Callable[[], float]:
+    """
+    Return what tells the journal's age.
+
+    A line through the machine's uptime, the same for all processes since a boot; after
+    another boot it goes on from the last age that is known.
+    """
+    boot, now = _boot(), _uptime()
+    row = sql.execute("SELECT boot, uptime, age FROM ages").fetchone()
+    if row is None or row[0] != boot:
+        (age,) = sql.execute(
+            "SELECT max(ifnull((SELECT max(age) FROM ages), 0),"
+            " ifnull((SELECT max(aged) FROM intents), 0),"
+            " ifnull((SELECT max(seen) FROM cursors), 0))"
+        ).fetchone()
+        sql.execute("DELETE FROM ages")
+        sql.execute("INSERT INTO ages VALUES (?, ?, ?)", (boot, now, age))
+        row = boot, now, age
+    _, since, begun = row
+    return lambda: begun + max(0.0, _uptime() - since)
+
+
+def _uptime() -> float:
+    """Return the seconds since the machine was started, those asleep included."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def _boot() -> str:
+    """Return a name for what :func:`_uptime` counts from."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/time')}"  # noqa: PTH115 - no path
+    except OSError:
+        # Unknown: only what this process sees of it counts.
+        return secrets.token_hex(16)
 
 
 # struct flock: its numbers are of the machine's own size and place.
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
-def _byte(number: int) -> bytes:
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+# Owners have a byte below this, and who reads a feed one above.
+_READERS: Final = 2**61
+
+
+def _byte(number: int, kind: int = fcntl.F_WRLCK, length: int = 1) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, number, length, 0)
+
+
+def _feed_byte(account: str, kind: int = fcntl.F_WRLCK) -> bytes:
+    digest = hashlib.sha256(account.encode()).digest()
+    return _byte(_READERS + int.from_bytes(digest[:7], "big"), kind)
+
+
+def _lock(file: int, what: bytes) -> None:
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, what)
+
+
+def _is_locked(file: int, what: bytes) -> bool:
+    found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, what)
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 def _perform(work: _Work, books: Books) -> None:
@@ -476,15 +753,20 @@ def _perform(work: _Work, books: Books) -> None:
         work.error = JournalError(f"the journal: {reason}. Nothing was sent")
 
 
-def _tell(works: list[_Work]) -> None:
-    """Let each loop know what has ended: one wake-up for all of it."""
+def _tell(works: list[_Work]) -> bool:
+    """Let each loop know what has ended; tell whether all of them are there."""
     loops: dict[asyncio.AbstractEventLoop, list[_Work]] = {}
     for work in works:
         loops.setdefault(work.loop, []).append(work)
+    there = True
     for loop, ended in loops.items():
-        with contextlib.suppress(RuntimeError):
-            # A loop that is closed waits for nothing.
+        try:
+            # One wake-up for all of it.
             loop.call_soon_threadsafe(_deliver, ended)
+        except RuntimeError:
+            # A loop that is closed waits for nothing.
+            there = False
+    return there
 
 
 def _deliver(works: list[_Work]) -> None:

@@ -55,6 +55,7 @@ from aio_agentapi.errors import (
     BusyError,
     JournalError,
     NotSentError,
+    UsageError,
 )
 
 T = TypeVar("T")
@@ -460,8 +461,11 @@ class Watched(Channel):
             # Looking is no reason to make a journal.
             if not getattr(cashier.store, "is_there", True):
                 return
-            intents = await cashier.store.intents(cashier.account, phases=OPEN)
-        except JournalError as error:
+            account = await cashier.known_account()
+            intents: list[Intent] = []
+            if account is not None:
+                intents = await cashier.store.intents(account, phases=OPEN)
+        except (JournalError, UsageError) as error:
             _LOG.info("the unknown payments could not be counted: %s", error)
         else:
             counted = Counter(intent.phase for intent in intents)
@@ -493,7 +497,7 @@ def watched(channel: Channel, base_url: str) -> Channel:
         "rpc.system.name": _SYSTEM,
         "server.address": parts.hostname or "",
         "server.port": parts.port or (443 if parts.scheme == "https" else 80),
-        "agentapi.account": channel.cashier.account,
+        "agentapi.account": channel.cashier.claim.label,
     }
 
     @_harmless

@@ -5,15 +5,23 @@ Foreign errors keep the request's headers, and so the token, in their fields and
 the locals of their frames. Each is translated by one table, and ours is raised
 after the ``except`` block has ended: neither its cause, its context nor its
 traceback leads to a frame of aiohttp. The same is done for a cancellation.
+
+What is given up does not arrive later. A connection that is dropped is reset, so that
+the kernel forgets what it has not sent yet; a request that must not arrive late has its
+connection reset whoever closes it, the kernel of a killed process included. What a peer
+does not take within ``unacked`` seconds ends its connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import aiohttp
 import attrs
@@ -68,14 +76,19 @@ class Sending:
         resumable: Whether :meth:`Transport.send` may be cancelled and called again:
             it goes on where it was. Otherwise its connection ends with it.
 
+        guarded: Whether its connection is reset if it ends before the answer is read.
+
         connected: Whether it has a connection, so that it may have been sent.
 
         body: What its answer is read from, once that has begun.
     """
 
     resumable: bool = False
+    guarded: bool = False
     connected: bool = False
     body: aiohttp.StreamReader | None = None
+    # What it is sent on.
+    transport: asyncio.Transport | None = attrs.field(default=None, repr=False)
     # What the short road keeps between two calls.
     connection: aiohttp.connector.Connection | None = None
     status: int = 0
@@ -94,8 +107,18 @@ class Sending:
             # aiohttp does so for whoever is cancelled, not where he is closed.
             protocol._waiter = None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as said
 
+    def take(self, connection: aiohttp.connector.Connection) -> None:
+        """Go on a connection, before anything is written to it."""
+        self.connected, self.transport = True, connection.transport
+        if self.guarded and self.transport is not None:
+            _set_reset(self.transport, on=True)
+
     def drop(self) -> None:
-        """Close its connection, if it still has one."""
+        """Reset its connection, if it still has one: nothing of it is sent any more."""
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            _set_reset(transport, on=True)
+            transport.abort()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
@@ -108,6 +131,31 @@ class _TooLargeError(Exception):
 _Connect: TypeAlias = Callable[
     [aiohttp.ClientRequest], Awaitable[aiohttp.connector.Connection]
 ]
+
+
+def _socket(info: tuple[Any, ...], *, unacked: float) -> socket.socket:
+    """Make a socket that ends when its peer takes nothing for so many seconds."""
+    family, kind, protocol, *_ = info
+    made = socket.socket(family, kind, protocol)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, round(unacked * 1000))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return made
+
+
+# struct linger: whether it is on, and for how many seconds.
+_LINGER: Final = struct.Struct("ii" if os.name != "nt" else "hh")
+
+
+def _set_reset(transport: asyncio.BaseTransport, *, on: bool) -> None:
+    """Say whether closing a connection resets it and forgets what is not sent yet."""
+    found = transport.get_extra_info("socket")
+    # None where a mock is in its place; without a number where it is closed already.
+    if found is None or found.fileno() < 0:
+        return
+    with contextlib.suppress(OSError):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(on, 0))
+
 
 # As aiohttp brings it: mocks and tracers put their own in its place.
 _REQUEST: Final = aiohttp.ClientSession._request  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
@@ -132,7 +180,7 @@ class _Connector(aiohttp.TCPConnector):
         connection = await self.fit(req, traces, timeout)
         sending = self.without.pop(asyncio.current_task(), None)
         if sending is not None:
-            sending.connected = True
+            sending.take(connection)
         return connection
 
     async def fit(
@@ -180,14 +228,20 @@ class Transport:
     _heads: dict[str, bytes] = attrs.field(init=False, factory=dict)
     _connect: _Connect = attrs.field(init=False)
 
-    def sending(self) -> Sending:
-        """Return the beginning of a request."""
+    def sending(self, *, guarded: bool = False) -> Sending:
+        """
+        Return the beginning of a request.
+
+        Args:
+            guarded: Whether it may do harm when it arrives after it was given up.
+        """
         if self._http is None and not self._closed:
             # What is wrong here is told by send(), where the permit has an owner.
             with contextlib.suppress(Exception):
                 self._open()
         short = self._template is not None
-        return Sending(short and aiohttp.ClientSession._request is _REQUEST)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
+        resumable = short and aiohttp.ClientSession._request is _REQUEST  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
+        return Sending(resumable, guarded)
 
     async def send(self, path: str, text: bytes, sending: Sending) -> Answer:
         """
@@ -229,7 +283,10 @@ class Transport:
             sending.drop()
             end: BaseException = self._translate(error, sending)
         except BaseException as error:  # noqa: BLE001 - a cancellation, or an interrupt
-            sending.pause()
+            if sending.resumable:
+                sending.pause()
+            else:
+                sending.drop()
             try:
                 end = type(error)(*error.args)
             except Exception:  # noqa: BLE001 - a class that is not made of its args
@@ -263,7 +320,8 @@ class Transport:
             connection.close()
             raise _NoConnectionError
         protocol.set_response_params(read_until_eof=True)
-        sending.connection, sending.connected = connection, True
+        sending.connection = connection
+        sending.take(connection)
         head = self._heads.get(path) or self._head(path, template)
         protocol.transport.write(
             b"%bAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
@@ -298,6 +356,8 @@ class Transport:
         if transport is not None and transport.get_write_buffer_size():
             # Answered before it was all sent: the rest would go before the next one.
             connection.close()
+        elif sending.guarded and transport is not None:
+            _set_reset(transport, on=False)
         connection.release()
         return Answer(sending.status, b"".join(sending.pieces))
 
@@ -323,6 +383,8 @@ class Transport:
             response.close()
             raise
         response.release()
+        # Others may have its connection by now.
+        sending.transport = None
         return Answer(response.status, body)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -350,6 +412,7 @@ class Transport:
             keepalive_timeout=settings.keepalive,
             ssl=True if settings.ssl is None else settings.ssl,
             local_addr=(local, 0) if local else None,
+            socket_factory=partial(_socket, unacked=settings.unacked),
         )
         connector.without = self._without
         # `connect` costs nothing where a pooled connection is at hand.

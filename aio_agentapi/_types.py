@@ -26,15 +26,16 @@ Lane: TypeAlias = Literal["interactive", "batch"]
 # What may be done after an outcome that nobody knows: a read and an idempotent
 # call are sent again, a create and money are not.
 Effect: TypeAlias = Literal["read", "idempotent", "create", "money"]
+REPEATABLE: Final = frozenset[Effect]({"read", "idempotent"})
 
 
 class Secret:
     """
     A token that does not show itself.
 
-    Its ``repr`` and ``str`` are constant, it cannot be pickled, and equal tokens
-    are equal secrets. The service knows an agent by its token alone, so whoever
-    has it is the agent.
+    Its ``repr`` and ``str`` are constant, it cannot be pickled, and equal tokens are
+    equal secrets, in either case of letters. The service knows an agent by its token
+    alone, so whoever has it is the agent.
 
     Args:
         token: What the service gave out: visible ASCII characters.
@@ -76,10 +77,13 @@ class Secret:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._token == other._token
+        # As the service compares them.
+        if not isinstance(other, Secret):
+            return False
+        return self._token.lower() == other._token.lower()
 
     def __hash__(self) -> int:
-        return hash(self._token)
+        return hash(self._token.lower())
 
     def __reduce__(self) -> NoReturn:
         msg = "a Secret is not pickled: pass the name of the account instead"
@@ -177,26 +181,29 @@ MAX_AMOUNT: Final = 10**15
 DECIMALS: Final = 4
 _RANGE: Final = "an amount is more than 0 and at most 10^15"
 _SHORT: Final = 40
-_STEP: Final = Decimal(1).scaleb(-DECIMALS)
+_STEPS: Final = tuple(Decimal(1).scaleb(-decimals) for decimals in range(DECIMALS + 1))
+_STEP: Final = _STEPS[DECIMALS]
 _PLAIN_EXPONENTS: Final = frozenset(range(-DECIMALS, 1))
 # Of our own: the caller's may round, or trap.
 _CONTEXT: Final = Context(prec=40, rounding=ROUND_HALF_EVEN, traps=[])
 _PLAIN: Final = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
-def exact(amount: Amount) -> Decimal:
+def exact(amount: Amount, decimals: int | None = None) -> Decimal:
     """
     Return *amount* as the service takes it: exact, in plain notation.
 
     Args:
         amount: Major units as a Decimal, an int, or digits with at most one dot.
 
+        decimals: How many the deployment keeps. None: four.
+
     Returns:
-        The same value with at most four decimals and no exponent.
+        The same value with at most so many decimals and no exponent.
 
     Raises:
-        AmountError: A float, not more than zero, more than four decimals (zeros
-            at the end do not count), over 10^15, or no number. Nothing was sent.
+        AmountError: A float, not more than zero, more decimals (zeros at the end do
+            not count), over 10^15, or no number. Nothing was sent.
     """
     value = _number(amount)
     if not value.is_finite():
@@ -206,6 +213,15 @@ def exact(amount: Amount) -> Decimal:
     # object, and a huge one as soon as it is written out.
     if not 0 < value <= MAX_AMOUNT:
         msg = f"{_RANGE}, not {_short(value)}"
+        raise AmountError(msg)
+    if (
+        decimals is not None
+        and value.quantize(_STEPS[decimals], context=_CONTEXT) != value
+    ):
+        msg = (
+            f"an amount has at most {decimals} decimals here (amount_decimals in the"
+            f" settings), not {_short(value)}. Nothing was sent"
+        )
         raise AmountError(msg)
     if value.as_tuple().exponent in _PLAIN_EXPONENTS:
         return value

@@ -31,6 +31,7 @@ from aio_agentapi import (
     SqliteStore,
     run_many,
 )
+from aio_agentapi._identity import Account, Ask, Claim, Evidence
 from aio_agentapi._journal import Clock, Cursor, Store, Verdict
 from benchmarks.server import AGENT, AMOUNT, TOKEN, serving
 
@@ -87,10 +88,36 @@ class NoStore:
         del account, cursor
         return _ready(None)
 
-    def prune(self, before: float) -> Awaitable[int]:
+    def prune(self, keep: float) -> Awaitable[int]:
         """Do nothing."""
-        del before
+        del keep
         return _ready(0)
+
+    def age(self) -> Awaitable[float]:
+        """Have none."""
+        return _ready(0.0)
+
+    def recognise(self, claim: Claim, seen: Evidence) -> Awaitable[Account | Ask]:
+        """Believe it."""
+        del seen
+        return _ready(Account(label=claim.label))
+
+    def linked(self, claim: Claim) -> Awaitable[Account | None]:
+        """Know of none."""
+        del claim
+        return _ready(None)
+
+    def accounts(self) -> Awaitable[list[Account]]:
+        """Know of none."""
+        return _ready(list[Account]())
+
+    def take_feed(self, account: str) -> Awaitable[bool]:
+        """Let nobody read."""
+        del account
+        return _ready(False)
+
+    def leave_feed(self, account: str) -> None:
+        """Do nothing."""
 
     async def aclose(self) -> None:
         """Do nothing."""

@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
+import attrs
 import hypothesis
 import pytest
 
-from aio_agentapi import Session, SessionManager, Settings
+from aio_agentapi import Session, SessionManager, Settings, _store
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
 from tests.watch import watch
 
@@ -43,6 +44,27 @@ OK_INFO = (
     b' "balance": 1.5000, "rtp": 95}}'
 )
 TOKEN = "11111111-2222-3333-4444-555555555555"
+
+
+@attrs.define
+class Ageing:
+    """How much longer the machine has been up than it has."""
+
+    passed: float = 0.0
+
+
+@pytest.fixture
+def ageing(monkeypatch: pytest.MonkeyPatch) -> Ageing:
+    """Let time pass for journals, and for nothing else."""
+    passing, uptime = Ageing(), _store._uptime
+    monkeypatch.setattr(_store, "_uptime", lambda: uptime() + passing.passed)
+    return passing
+
+
+def trusted(session: Session) -> Session:
+    """Take it for known whose payments a session makes: nobody is asked first."""
+    session._channel.cashier._account = "eur"
+    return session
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import attrs
 import platformdirs
 
 from aio_agentapi import Secret, Settings
+from aio_agentapi._identity import Claim, spelled
 from aio_agentapi.errors import UsageError
 
 # What the table of the shared gate may have.
@@ -47,9 +48,10 @@ class Place:
     gate: Mapping[str, Any] | None = None
 
     @property
-    def label(self) -> str:
-        """What the journal calls the account."""
-        return self.token.digest if self.name is None else self.name
+    def claim(self) -> Claim:
+        """What a session of it says of itself to the journal."""
+        names = () if self.name is None else (self.name,)
+        return Claim(names=names, token=self.token.digest, url=spelled(self.base_url))
 
 
 @attrs.frozen(kw_only=True)

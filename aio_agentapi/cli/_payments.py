@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,7 +16,9 @@ import attrs
 import click
 
 from aio_agentapi import Intent, Moved, Phase, Session, SqliteStore
-from aio_agentapi._journal import FINAL
+from aio_agentapi._identity import Account, Claim, spelled
+from aio_agentapi._journal import FINAL, OPEN
+from aio_agentapi._settings import check_base_url
 from aio_agentapi.cli import _show
 from aio_agentapi.cli._account import Place
 from aio_agentapi.cli._agents import as_json_option
@@ -23,12 +26,14 @@ from aio_agentapi.cli._command import (
     DONE,
     UNKNOWN,
     alone,
+    draft_of,
     last_words,
     open_place,
     place_of,
     runs,
     telling,
 )
+from aio_agentapi.cli._show import printable
 from aio_agentapi.errors import AgentAPIError, UsageError
 
 _COLUMNS = (
@@ -111,7 +116,18 @@ class _Books:
 
     session: Session
     store: SqliteStore
-    account: str
+    claim: Claim
+
+    async def elsewhere(self) -> list[Intent]:
+        """Return what is open of other accounts, and say of which."""
+        account = await self.store.linked(self.claim)
+        opened = await self.store.intents(phases=OPEN)
+        others = [i for i in opened if account is None or i.account != account.label]
+        known = {a.label: a for a in await self.store.accounts()}
+        for label, number in Counter(i.account for i in others).items():
+            told = f"agentapi: {number} open of {known.get(label, label)}"
+            click.echo(printable(told), err=True)
+        return others
 
     async def all(self, numbers: Sequence[int] = ()) -> list[Intent]:
         """
@@ -120,7 +136,10 @@ class _Books:
         Raises:
             UsageError: There is no such one.
         """
-        found = await self.store.intents(self.account, ids=numbers or None)
+        account = await self.store.linked(self.claim)
+        found: list[Intent] = []
+        if account is not None:
+            found = await self.store.intents(account.label, ids=numbers or None)
         missing = sorted(set(numbers) - {intent.id for intent in found})
         if missing:
             told = ", ".join(map(str, missing))
@@ -176,7 +195,7 @@ async def _open(context: click.Context, journal: Path | None) -> AsyncGenerator[
     place = place_of(context, journal)
     store = SqliteStore(_existing(place.journal))
     async with open_place(place, store) as session:
-        yield _Books(session, store, place.label)
+        yield _Books(session, store, place.claim)
 
 
 def _existing(journal: Path | None) -> Path:
@@ -273,8 +292,8 @@ def payments() -> None:
 
     The journal is that of an application, or of the wallets commands: whoever pays
     writes there what he pays before he sends it. Several programs of one machine may
-    use it at once. It calls an account by its name, so take the name that the
-    application gives it (--account).
+    use it at once. It knows an account by its name (--account) or its token; what is
+    open of others is said, with the exit code 4.
     """
 
 
@@ -286,13 +305,19 @@ def payments() -> None:
 @runs
 async def list_(
     context: click.Context, is_all: bool, journal: Path | None, as_json: bool
-) -> None:
-    """List the payments of which nobody knows whether they happened."""
+) -> int:
+    """
+    List the payments of which nobody knows whether they happened.
+
+    The exit code is 4 as long as one is open, of this account or of another.
+    """
     async with _open(context, journal) as books:
-        found = await books.session.payments.unknown()
+        found = opened = await books.session.payments.unknown()
         if is_all:
             found = await books.all()
+        others = await books.elsewhere()
     _show.table([_Row.of(i) for i in found], _COLUMNS, as_json=as_json)
+    return UNKNOWN if opened or others else DONE
 
 
 @payments.command()
@@ -320,7 +345,8 @@ async def settle(
     What happened is mostly found at once. That something did not happen is sure only
     some time after it was lost (longest_call and feed_lag in the settings).
 
-    The exit code is 4 as long as one of them is open.
+    The exit code is 4 as long as one of them is open; where none is named, also while
+    one of another account is.
     """
     async with _open(context, journal) as books:
         session = books.session
@@ -331,8 +357,10 @@ async def settle(
                 ended = await _settle(session, await books.all(numbers))
             else:
                 ended = await session.payments.settle_all()
+        others = [] if numbers else await books.elsewhere()
     _tell(ended, as_json=as_json)
-    return DONE if all(intent.phase in FINAL for intent in ended) else UNKNOWN
+    is_done = all(intent.phase in FINAL for intent in [*ended, *others])
+    return DONE if is_done else UNKNOWN
 
 
 @payments.command()
@@ -379,6 +407,153 @@ async def decide(
     async with _open(context, journal) as books:
         decided = await books.session.payments.decide(number, happened, note)
     _tell([decided], as_json=as_json)
+
+
+@payments.group()
+def account() -> None:
+    """
+    Say whose payments a journal has.
+
+    It links an account by its name and by the hash of its token, to an agent at a
+    service, and refuses what does not agree: a name with another agent's token, an
+    agent at another address. What a person knows is said here.
+    """
+
+
+@attrs.frozen(kw_only=True)
+class _AccountRow:
+    """An account of a journal, as it is shown."""
+
+    label: str
+    agent: str | None
+    currency: int | None
+    agent_code: int | None
+    urls: str
+    names: str
+    tokens: str
+
+    @classmethod
+    def of(cls, known: Account) -> _AccountRow:
+        """Return what is shown of an account."""
+        agent = known.agent
+        return cls(
+            label=known.label,
+            agent=None if agent is None else agent.name,
+            currency=None if agent is None else agent.currency,
+            agent_code=None if agent is None else agent.agent_code,
+            urls=" ".join(sorted(known.urls)),
+            names=" ".join(sorted(known.names)),
+            tokens=" ".join(sorted(known.tokens)),
+        )
+
+
+_ACCOUNT_COLUMNS = (
+    "label",
+    "agent",
+    "currency",
+    "agent_code",
+    "urls",
+    "names",
+    "tokens",
+)
+
+
+@asynccontextmanager
+async def _store(
+    context: click.Context, journal: Path | None
+) -> AsyncGenerator[SqliteStore]:
+    """Open a journal whose accounts are looked at; no service is needed."""
+    store = SqliteStore(_existing(journal or draft_of(context).journal))
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def _show_accounts(accounts: Sequence[Account], *, as_json: bool) -> None:
+    rows = [_AccountRow.of(known) for known in accounts]
+    _show.table(rows, _ACCOUNT_COLUMNS, as_json=as_json)
+
+
+@account.command("list")
+@journal_option
+@as_json_option
+@click.pass_context
+@runs
+async def list_accounts(
+    context: click.Context, journal: Path | None, as_json: bool
+) -> None:
+    """List the accounts of a journal, and what each is linked to."""
+    async with _store(context, journal) as store:
+        found = await store.accounts()
+    _show_accounts(found, as_json=as_json)
+
+
+@account.command()
+@click.argument("label")
+@click.option("--url", metavar="URL", help="It is at this address, too.")
+@click.option("--name", metavar="NAME", help="Configurations call it so, too.")
+@click.option("--agent", metavar="NAME", help="The service calls it so now.")
+@click.option("--token", "is_token", is_flag=True, help="The account in use is it.")
+@journal_option
+@as_json_option
+@click.pass_context
+@runs
+async def allow(
+    context: click.Context,
+    label: str,
+    url: str | None,
+    name: str | None,
+    agent: str | None,
+    is_token: bool,
+    journal: Path | None,
+    as_json: bool,
+) -> None:
+    """
+    Say that the account LABEL has another address, name or token, and is the same.
+
+    Its keys then stand for the same payments there. Nothing is asked: if it is not the
+    same agent, a key pays nothing where it should, or twice.
+    """
+    more = {"url": url and _spelled(url), "name": name, "agent": agent}
+    if is_token:
+        more["token"] = place_of(context, journal).token.digest
+    said = {kind: value for kind, value in more.items() if value}
+    if not said:
+        msg = "say what is the same: --url, --name, --agent or --token"
+        raise UsageError(msg)
+    async with _store(context, journal) as store:
+        changed = await store.allow(label, **said)
+    _show_accounts([changed], as_json=as_json)
+
+
+def _spelled(url: str) -> str:
+    return spelled(check_base_url(url, allow_plain_http=True))
+
+
+@account.command()
+@click.argument("source", metavar="FROM")
+@click.argument("into", metavar="INTO")
+@journal_option
+@as_json_option
+@click.pass_context
+@runs
+async def merge(
+    context: click.Context,
+    source: str,
+    into: str,
+    journal: Path | None,
+    as_json: bool,
+) -> None:
+    """
+    Say that two accounts of a journal are one agent: FROM goes over to INTO.
+
+    Its payments, their keys, and what it is linked to. It cannot be undone.
+    """
+    async with _store(context, journal) as store:
+        await store.merge(source, into)
+        found = [each for each in await store.accounts() if each.label == into]
+    _show_accounts(found, as_json=as_json)
 
 
 def _show_moved(moved: Moved, *, as_json: bool) -> None:

@@ -120,9 +120,12 @@ class PlanFile:
         """Forget the copy."""
         self._file.close()
 
-    def check(self) -> Checked:
+    def check(self, decimals: int | None = None) -> Checked:
         """
         Read the whole plan once and tell what is in it.
+
+        Args:
+            decimals: How many the deployment keeps of an amount. None: four.
 
         Raises:
             PlanError: The header is wrong, or a line too long.
@@ -137,6 +140,8 @@ class PlanFile:
             for line, row in self._read():
                 if isinstance(row, PlanRow):
                     row = references.unique(line, row)  # noqa: PLW2901 - sound or not
+                if isinstance(row, PlanRow):
+                    row = _kept(row, decimals)  # noqa: PLW2901 - as above
                 if isinstance(row, PlanRow):
                     rows += 1
                     total += exact(row.amount)
@@ -268,6 +273,15 @@ def _row(line: int, values: dict[str, Any]) -> PlanRow | str:
     elif not (isinstance(reference, str) and _REFERENCE.fullmatch(reference)):
         return "a reference is 1 to 64 visible ASCII characters"
     return PlanRow(code, amount, reference, line)
+
+
+def _kept(row: PlanRow, decimals: int | None) -> PlanRow | str:
+    """Return *row*, or that the deployment would round its amount."""
+    try:
+        exact(row.amount, decimals)
+    except AmountError as error:
+        return str(error)
+    return row
 
 
 @attrs.define(eq=False)

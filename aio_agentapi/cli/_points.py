@@ -23,6 +23,7 @@ from aio_agentapi.cli import _show
 from aio_agentapi.cli._agents import as_json_option
 from aio_agentapi.cli._command import (
     WRONG,
+    draft_of,
     guarded,
     last_words,
     open_session,
@@ -166,7 +167,7 @@ def distribute_(
         beside = f"{target if plan == '-' else plan}.journal"
         files = Files(journal or Path(beside), target)
         files.check()
-        checked = file.check()
+        checked = file.check(draft_of(context).settings.amount_decimals)
         if checked.wrong_rows:
             _tell_wrong(file.name, checked)
             return WRONG

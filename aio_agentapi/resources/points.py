@@ -380,7 +380,7 @@ class Points:
     ) -> PointMove:
         body = {
             "agent_code": agent_code,
-            "amount": exact(amount),
+            "amount": exact(amount, self._channel.settings.amount_decimals),
             "reference": secrets.token_hex(16) if reference is None else reference,
         }
         return await self._channel.call(Query(operation, body))

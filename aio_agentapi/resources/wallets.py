@@ -38,7 +38,8 @@ class Wallets:
         Args:
             user_code: Whose balance grows.
 
-            amount: Major units, more than zero, at most four decimals.
+            amount: Major units, more than zero, at most four decimals, or as many as
+                ``amount_decimals`` in the settings.
 
             key: The caller's own name for this payment, up to 255 characters, never
                 sent: the same key pays at most once, and gives what moved when it
@@ -56,7 +57,8 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            UsageError: The key stands for another payment. Nothing was sent.
+            UsageError: The key stands for another payment, or it is not sure whose
+                payments these are. Nothing was sent.
 
             JournalError: It could not be written down. Nothing was sent.
 
@@ -72,7 +74,7 @@ class Wallets:
         Source:
             Contract 5, users and wallets: ``wallet/deposit``.
         """
-        return await self._pay(DEPOSIT, user_code, exact(amount), key)
+        return await self._pay(DEPOSIT, user_code, self._exact(amount), key)
 
     async def withdraw(
         self, user_code: UserCode, amount: Amount, *, key: str | None = None
@@ -83,7 +85,8 @@ class Wallets:
         Args:
             user_code: Whose balance shrinks.
 
-            amount: Major units, more than zero, at most four decimals.
+            amount: Major units, more than zero, at most four decimals, or as many as
+                ``amount_decimals`` in the settings.
 
             key: The caller's own name for this payment, up to 255 characters, never
                 sent: the same key pays at most once, and gives what moved when it
@@ -101,7 +104,8 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            UsageError: The key stands for another payment. Nothing was sent.
+            UsageError: The key stands for another payment, or it is not sure whose
+                payments these are. Nothing was sent.
 
             JournalError: It could not be written down. Nothing was sent.
 
@@ -117,7 +121,7 @@ class Wallets:
         Source:
             Contract 5, users and wallets: ``wallet/withdraw``.
         """
-        return await self._pay(WITHDRAW, user_code, exact(amount), key)
+        return await self._pay(WITHDRAW, user_code, self._exact(amount), key)
 
     async def withdraw_all(
         self, user_code: UserCode, *, key: str | None = None
@@ -143,7 +147,8 @@ class Wallets:
 
             ForbiddenError: It is another agent's user. Nothing moved.
 
-            UsageError: The key stands for another payment. Nothing was sent.
+            UsageError: The key stands for another payment, or it is not sure whose
+                payments these are. Nothing was sent.
 
             JournalError: It could not be written down. Nothing was sent.
 
@@ -161,6 +166,9 @@ class Wallets:
         """
         return await self._pay(WITHDRAW_ALL, user_code, None, key)
 
+    def _exact(self, amount: Amount) -> Decimal:
+        return exact(amount, self._channel.settings.amount_decimals)
+
     async def _pay(
         self,
         operation: Operation[Moved],
@@ -168,8 +176,8 @@ class Wallets:
         amount: Decimal | None,
         key: str | None,
     ) -> Moved:
+        # Whose it is, the channel finds out.
         intent = Intent(
-            account=self._channel.cashier.account,
             operation=operation.name,
             user_code=user_code,
             amount=amount,

@@ -39,6 +39,8 @@ SETTINGS: Final = {
     "longest_call": 1.4,
     "feed_interval": 0.15,
     "feed_lag": 0.4,
+    # Amounts that differ in the last digit are not rounded ones.
+    "amount_decimals": 4,
 }
 WALLETS: Final = ("wallet/deposit", "wallet/withdraw", "wallet/withdraw-all")
 

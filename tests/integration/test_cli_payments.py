@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import sys
 import termios
 from collections.abc import AsyncGenerator
@@ -166,26 +167,94 @@ async def test_where_the_journal_comes_from(desk: Desk) -> None:
     assert (ran.code, "journal: the path" in ran.err) == (2, True)
 
 
-async def test_the_journal_calls_an_account_as_an_application_does(
+async def test_a_journal_knows_an_account_by_its_name_and_by_its_token(
     desk: Desk,
 ) -> None:
-    """By its name; and by a hash of the token where it has none."""
+    """Whichever an application gives: the keys are the same agent's."""
     user = await desk.user()
     await desk.run("wallets", "deposit", user, "1", "--key", "named")
     unnamed = {"AGENTAPI_JOURNAL": str(desk.journal)}
     pay = ("wallets", "deposit", user, "1", "--key", "unnamed")
     assert (await run(desk.box, *pay, env=unnamed)).code == 0
     token = desk.box.tokens["operator"]
-    for name, key in (("eur", "named"), (token, "unnamed")):
+    for name in ("eur", "main", token):
         async with SessionManager(
             desk.box.base_url,
-            accounts={"eur": token} if name == "eur" else None,
+            accounts={"main": token} if name == "main" else {"eur": token},
             store=SqliteStore(desk.journal),
         ) as manager:
             payments = manager.session(name).payments
             found = [await payments.find(k) for k in ("named", "unnamed")]
-            assert [key] == [i.key for i in found if i is not None]
+            assert [i.key for i in found if i is not None] == ["named", "unnamed"]
     assert token.encode() not in desk.journal.read_bytes()
+
+
+async def test_what_is_open_of_another_account_is_said(desk: Desk) -> None:
+    """List, settle and the doctor: whose it is, and an exit code that is not 0."""
+    user = await desk.user()
+    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    assert (await desk.run("wallets", "deposit", user, "1", "--key", "k")).code == 4
+    other = {"AGENTAPI_JOURNAL": str(desk.journal)}
+    for command in (("payments", "list"), ("payments", "settle")):
+        ran = await run(desk.box, *command, name="shop_1", env=other)
+        assert (ran.code, ran.out) == (4, "")
+        assert "1 open of account 'eur'" in ran.err
+        assert "agent 'operator'" in ran.err
+        assert desk.box.base_url in ran.err
+    ran = await run(desk.box, "doctor", name="shop_1", env=other)
+    assert ran.code == 5
+    assert "nothing is open; 1 open of 'eur'" in ran.out
+    (row,) = await desk.rows("payments", "settle")
+    assert row["phase"] == "confirmed"
+    ran = await run(desk.box, "payments", "list", name="shop_1", env=other)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+async def test_a_person_says_that_an_account_is_the_same(desk: Desk) -> None:
+    """At another address, under another name; what it has is shown."""
+    user = await desk.user()
+    pay = ("wallets", "deposit", user, "1", "--key", "k")
+    assert (await desk.run(*pay)).code == 0
+    sql = sqlite3.connect(desk.journal)
+    with sql:
+        sql.execute("UPDATE links SET value = 'https://old' WHERE kind = 'url'")
+    sql.close()
+    ran = await desk.run(*pay)
+    assert (ran.code, ran.out) == (2, "")
+    for said in ("another service", "https://old", desk.box.base_url, "--help"):
+        assert said in ran.err
+    allow = ("payments", "account", "allow")
+    assert (await desk.run(*allow, "eur")).code == 2
+    ran = await desk.run(*allow, "usd", "--url", desk.box.base_url)
+    assert (ran.code, "has the accounts 'eur'" in ran.err) == (2, True)
+    (row,) = await desk.rows(*allow, "eur", "--url", f"{desk.box.base_url}/")
+    assert row["urls"].split() == sorted([desk.box.base_url, "https://old"])
+    ran = await desk.run(*pay, "--json")
+    assert (ran.code, ran.json["balance"]) == (0, 11)
+    (row,) = await desk.rows(*allow, "eur", "--name", "main", "--agent", "shop")
+    assert (row["names"], row["agent"]) == ("eur main", "shop")
+    (row,) = await desk.rows(*allow, "eur", "--token")
+    assert [row] == await desk.rows("payments", "account", "list")
+    assert await desk.balance(user) == 11
+
+
+async def test_a_person_says_that_two_accounts_are_one(desk: Desk) -> None:
+    """The payments of one go over to the other, and so does what links it."""
+    user = await desk.user()
+    await desk.run("wallets", "deposit", user, "1", "--key", "a")
+    sql = sqlite3.connect(desk.journal)
+    with sql:
+        sql.execute("INSERT INTO accounts (label) VALUES ('old')")
+        sql.execute("INSERT INTO links VALUES ('name', 'old', 'old')")
+        sql.execute("UPDATE intents SET account = 'old'")
+    sql.close()
+    merge = ("payments", "account", "merge")
+    assert (await desk.run(*merge, "old", "none")).code == 2
+    (row,) = await desk.rows(*merge, "old", "eur")
+    assert (row["label"], row["names"]) == ("eur", "eur old")
+    ran = await desk.run("wallets", "deposit", user, "1", "--key", "a", "--json")
+    assert (ran.code, ran.json["balance"]) == (0, 11)
+    assert await desk.balance(user) == 11
 
 
 async def test_a_lost_payment_that_happened(desk: Desk) -> None:
@@ -198,10 +267,10 @@ async def test_a_lost_payment_that_happened(desk: Desk) -> None:
     assert (ran.code, ran.out) == (4, "")
     assert "agentapi payments settle 2" in ran.err
     assert len(ran.err.splitlines()) == 2
-    (row,) = await desk.rows("payments", "list")
+    (row,) = await desk.rows("payments", "list", code=4)
     assert (row["phase"], row["key"], row["moved"]) == ("unknown", "order-1", None)
     ran = await desk.run("payments", "list")
-    assert "order-1" in ran.out
+    assert (ran.code, "order-1" in ran.out) == (4, True)
     # Nobody pays it again meanwhile.
     ran = await desk.run(*pay)
     assert (ran.code, "agentapi payments settle 2" in ran.err) == (4, True)
@@ -219,6 +288,8 @@ async def test_a_lost_payment_that_happened(desk: Desk) -> None:
 async def test_a_lost_payment_that_did_not_happen(desk: Desk) -> None:
     """It is absent, and is paid anew once, however often that is said."""
     user = await desk.user()
+    # Others pay this user too: the 10 are of no payment in this journal.
+    desk.config(sole_writer=False)
     await desk.box.fault(Fault("drop_before", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     ran = await desk.run("payments", "resend", "1")
@@ -233,6 +304,16 @@ async def test_a_lost_payment_that_did_not_happen(desk: Desk) -> None:
     assert phases == [("absent", None), ("done", 1)]
     assert await desk.balance(user) == 12
     assert await desk.rows("payments", "settle") == []
+
+
+async def test_what_no_payment_explains_is_for_a_person(desk: Desk) -> None:
+    """Where the journal should have all: it may be this one, with another amount."""
+    user = await desk.user()
+    await desk.box.fault(Fault("drop_before", "wallet/deposit", times=1))
+    assert (await desk.run("wallets", "deposit", user, "2")).code == 4
+    (row,) = await desk.rows("payments", "settle", "1", code=4)
+    assert row["phase"] == "needs_person"
+    assert "(10.0000, 0.0000 to 10.0000" in row["note"]
 
 
 async def test_a_payment_that_is_lost_again(desk: Desk) -> None:
@@ -358,7 +439,7 @@ async def test_numbers_that_are_not_in_the_journal(desk: Desk) -> None:
         ran = await desk.run("payments", *args)
         assert (ran.code, "no payment 7" in ran.err) == (2, True)
     assert (await desk.run("payments", "settle", str(2**64))).code == 2
-    (row,) = await desk.rows("payments", "list")
+    (row,) = await desk.rows("payments", "list", code=4)
     assert row["phase"] == "unknown"
 
 
@@ -452,7 +533,7 @@ async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
 
     await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
     lost = (await pay()).removeprefix("lost ")
-    (row,) = await desk.rows("payments", "list")
+    (row,) = await desk.rows("payments", "list", code=4)
     assert (str(row["id"]), row["phase"]) == (lost, "unknown")
     assert await pay() == "paid"
     (row,) = await desk.rows("payments", "settle", lost)
@@ -471,7 +552,7 @@ async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
     process.kill()
     assert await left == ""
     await process.wait()
-    (row,) = await desk.rows("payments", "list")
+    (row,) = await desk.rows("payments", "list", code=4)
     assert (row["id"], row["phase"]) == (every[-1]["id"], "unknown")
 
 

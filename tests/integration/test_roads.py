@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import attrs
 import pytest
+import uvloop
 
 from aio_agentapi import Secret, SessionManager, Settings
 from aio_agentapi._transport import Answer, Sending, Transport
@@ -263,6 +264,24 @@ async def test_what_is_dropped_ends_its_connection() -> None:
         server.pieces = [OK]
         assert await send(transport) == (200, b"{}")
         assert server.connections == 2
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_what_broke_is_dropped(factory: Any, road: str, *, guarded: bool) -> None:
+    """A connection that is closed already is no other error, whatever the loop."""
+
+    async def main() -> None:
+        async with served(b"", hang_up=True) as server, sender(server) as transport:
+            for _ in range(3):
+                sending = transport.sending(guarded=guarded)
+                with pytest.raises(OutcomeUnknownError, match="Disconnected"):
+                    await transport.send("agent/info", b"{}", sending)
+                sending.drop()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert road
 
 
 async def test_what_nobody_asked_for_is_no_answer(road: str) -> None:

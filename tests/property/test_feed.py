@@ -23,6 +23,7 @@ from aio_agentapi import LocalGate, MemoryStore, Settings
 from aio_agentapi._cashier import Cashier
 from aio_agentapi._channel import Channel, Home
 from aio_agentapi._exchange import Exchanges
+from aio_agentapi._identity import Claim
 from aio_agentapi._pace import Pace
 from aio_agentapi._transport import Answer, Sending
 from aio_agentapi._wire import wire
@@ -36,6 +37,7 @@ from aio_agentapi.sandbox._routes import ROUTES
 
 T = TypeVar("T")
 
+CLAIM: Final = Claim(names=("eur",), token="0" * 16, url="http://127.0.0.1")
 HOUR: Final = 3600.0
 LAG: Final = 5.0
 BEGIN: Final = datetime(2026, 3, 1, tzinfo=UTC)
@@ -89,9 +91,9 @@ class Service:
     readings: list[tuple[int, float, int]] = attrs.field(factory=list)
     process: int = 0
 
-    def sending(self) -> Sending:
+    def sending(self, *, guarded: bool = False) -> Sending:
         """Begin a call, which cannot be gone on with."""
-        return Sending()
+        return Sending(guarded=guarded)
 
     async def send(self, path: str, text: bytes, sending: Sending) -> Answer:
         """Answer a call, after a while."""
@@ -141,7 +143,7 @@ async def reader(service: Service) -> AsyncGenerator[Transactions]:
         reading,
         Exchanges(settings, gate, transport, reading),
         Pace(settings.feed_interval),
-        Cashier(MemoryStore(), "eur", 1.0, lambda: began + loop.time()),
+        Cashier(MemoryStore(), CLAIM, 1.0, lambda: began + loop.time()),
     )
     try:
         yield Transactions(channel)

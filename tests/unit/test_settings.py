@@ -65,6 +65,8 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "abandon_after": 60.0,
         "linger": 1.0,
         "longest_call": None,
+        "amount_decimals": None,
+        "resolve_every": None,
         "drain": 5.0,
         "feed_interval": 30.0,
         "feed_lag": 5.0,

@@ -34,6 +34,7 @@ from aio_agentapi._journal import (
 )
 from aio_agentapi._types import Moved
 from aio_agentapi.errors import JournalError, UsageError
+from tests.conftest import Ageing
 
 MOVED = Moved(amount=Decimal(5), balance=Decimal("7.1234"))
 
@@ -123,7 +124,7 @@ async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
     )
     now = datetime(2026, 1, 2, 3, 4, 5, 600000, tzinfo=UTC)
     moment = now.timestamp()
-    cursor = Cursor(trans_id=9, made_at=now, seen_at=now)
+    cursor = Cursor(trans_id=9, made_at=now, seen=3.5)
     await store.keep_cursor("eur", cursor)
     written = await begun(store, wanted, moment + 1)
     assert [written] == await store.intents("eur")
@@ -134,6 +135,8 @@ async def test_an_intent_keeps_all_that_it_says(store: Store) -> None:
         cursor=cursor,
         created_at=datetime(2026, 1, 2, 3, 4, 6, 600000, tzinfo=UTC),
         changed_at=datetime(2026, 1, 2, 3, 4, 6, 600000, tzinfo=UTC),
+        born=written.born,
+        aged=written.born,
     )
     verdict = Verdict(id=1, phase=Phase.UNKNOWN, note="lost")
     (lost,) = await store.write([verdict], lambda: moment + 2)
@@ -237,7 +240,7 @@ async def test_a_cursor_only_grows(store: Store) -> None:
     """An older row, read by another process, does not take its place."""
     assert await store.cursor("eur") == Cursor()
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    new = Cursor(trans_id=9, made_at=at, seen_at=at)
+    new = Cursor(trans_id=9, made_at=at, seen=1.0)
     await store.keep_cursor("eur", new)
     await store.keep_cursor("eur", attrs.evolve(new, trans_id=8))
     assert (await store.cursor("eur"), await store.cursor("usd")) == (new, Cursor())
@@ -246,23 +249,28 @@ async def test_a_cursor_only_grows(store: Store) -> None:
 async def test_a_cursor_that_may_be_gone_is_not_noted(store: Store) -> None:
     """A row of more than a day ago may be deleted before it is needed."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    await store.keep_cursor("eur", Cursor(trans_id=9, made_at=at, seen_at=at))
+    await store.keep_cursor("eur", Cursor(trans_id=9, made_at=at))
     day = 24 * 3600.0
     assert (await begun(store, intent(1), at.timestamp() + day)).cursor.trans_id == 9
     late = await begun(store, intent(2), at.timestamp() + day + 1)
     assert late.cursor == Cursor()
 
 
-async def test_old_intents_are_forgotten(store: Store) -> None:
+async def test_old_intents_are_forgotten(store: Store, ageing: Ageing) -> None:
     """Final ones, but none of a user who has an open one: settling counts them."""
     done = await become(store, await begun(store, intent(1)), Phase.DONE)
     kept = await become(store, await begun(store, intent(2)), Phase.DONE)
     lost = await become(store, await begun(store, intent(2)), Phase.UNKNOWN)
-    new = await begun(store, intent(3), 5000.0)
-    assert await store.prune(1000.0) == 1
+    ageing.passed += 1000.0
+    new = await begun(store, intent(3))
+    assert await store.prune(1001.0) == 0
+    assert await store.prune(999.0) == 1
     assert await store.intents() == [kept, lost, new]
     await become(store, lost, Phase.ABSENT)
-    assert await store.prune(1000.0) == 2
+    # The one that it became just now is kept as long as any other.
+    assert await store.prune(999.0) == 1
+    ageing.passed += 1000.0
+    assert await store.prune(999.0) == 1
     assert [new] == await store.intents()
     assert await store.intents(ids=[done.id]) == []
 
@@ -346,7 +354,7 @@ async def test_another_file_is_not_taken_for_a_journal(tmp_path: Path) -> None:
     await store.intents()
     await store.aclose()
     with sqlite3.connect(newer) as sql:
-        sql.execute("PRAGMA user_version = 2")
+        sql.execute("PRAGMA user_version = 3")
     sql.close()
     text = tmp_path / "text.db"
     text.write_text("not a database, " * 100)
@@ -550,7 +558,7 @@ async def test_verdicts_that_are_overtaken_are_not_written(store: Store) -> None
 
 
 async def test_old_intents_are_looked_for_behind_those_that_stay(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, ageing: Ageing
 ) -> None:
     """A user with an open payment, and many before it, hides no others."""
     monkeypatch.setattr("aio_agentapi._books._PRUNED", 3)
@@ -558,7 +566,8 @@ async def test_old_intents_are_looked_for_behind_those_that_stay(
         await become(store, await begun(store, intent(1)), Phase.DONE)
     await become(store, await begun(store, intent(1)), Phase.UNKNOWN)
     await become(store, await begun(store, intent(2)), Phase.DONE)
-    assert [await store.prune(1000.0) for _ in range(4)] == [0, 1, 0, 0]
+    ageing.passed += 1000.0
+    assert [await store.prune(1.0) for _ in range(4)] == [0, 1, 0, 0]
 
 
 async def test_many_numbers_can_be_asked_for(store: Store) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
-from aio_agentapi import Phase
+from aio_agentapi import Intent, Phase, _accounts
 from aio_agentapi._books import MARK, VERSION, Books
+from aio_agentapi._identity import Claim
 from aio_agentapi._journal import OPEN
 from aio_agentapi.cli._checks._patient import STEP, Finding, Patient, aside, ok, wrong
 from aio_agentapi.errors import UsageError
@@ -35,7 +36,7 @@ async def journal(patient: Patient) -> Finding:
         return Finding("skipped", "no journal is named")
     path = place.journal
     try:
-        return await aside(lambda: _look_into(path, place.label))
+        return await aside(lambda: _look_into(path, place.claim))
     except _DamagedError as error:
         remedy = "restore it from a copy, and look up what was paid since then"
         return wrong(f"{path}: {error}", f"{remedy} (transactions since)")
@@ -47,7 +48,7 @@ async def journal(patient: Patient) -> Finding:
         return wrong("its path has a NUL", "name another file")
 
 
-def _look_into(path: Path, account: str) -> Finding:
+def _look_into(path: Path, claim: Claim) -> Finding:
     """Look at the files of a journal, and at what is open in it; change nothing."""
     if path.is_dir():
         return wrong(f"{path}: is a folder", "name a file in it")
@@ -56,13 +57,21 @@ def _look_into(path: Path, account: str) -> Finding:
             return ok(f"{path}: the first payment makes it")
         return wrong(f"{path}: cannot be made", "make its folder, writable for you")
     with _open(path) as sql:
-        phases = _count_open(sql, account)
-    facts = {phase: phases[phase] for phase in sorted({*OPEN, Phase.SENT})}
+        opened = _open_ones(sql)
+        account = _account_of(sql, claim)
+    mine = Counter(i.phase for i in opened if i.account == account)
+    facts = {phase: mine[phase] for phase in sorted({*OPEN, Phase.SENT})}
     told = ", ".join(f"{n} {phase}" for phase, n in facts.items() if n)
     told = told or "nothing is open"
     remedies: list[str] = []
-    if sum(phases[phase] for phase in OPEN):
+    if sum(mine[phase] for phase in OPEN):
         remedies += ["agentapi payments settle finds out, payments decide tells"]
+    others = Counter(
+        i.account for i in opened if i.account != account and i.phase in OPEN
+    )
+    if others:
+        told += "".join(f"; {n} open of {name!r}" for name, n in others.items())
+        remedies += ["agentapi payments account list says whose the others are"]
     files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", "-owners")]
     open_to = [file for file in files if file.exists() and file.stat().st_mode & 0o77]
     if open_to:
@@ -121,22 +130,32 @@ def _number(error: sqlite3.Error) -> int:
     return error.sqlite_errorcode & 0xFF
 
 
-def _count_open(sql: sqlite3.Connection, account: str) -> Counter[Phase]:
+def _open_ones(sql: sqlite3.Connection) -> list[Intent]:
+    """Return what is open of any account, or under way."""
     (version,) = sql.execute("PRAGMA user_version").fetchone()
     (mark,) = sql.execute("PRAGMA application_id").fetchone()
     if (version, mark) != (VERSION, MARK):
         msg = "it is of another version of this library, or no journal"
         raise sqlite3.DatabaseError(msg)
     _find_damage(sql)
-    books = Books(sql, 0, lambda _: True)
-    wanted = {*OPEN, Phase.SENT}
     try:
-        return Counter(
-            i.phase for i in books.intents(account, wanted, None, None, None)
-        )
+        return _books(sql).intents(None, {*OPEN, Phase.SENT}, None, None, None)
     except (ArithmeticError, TypeError, ValueError, UsageError):
         msg = "a payment in it cannot be read"
         raise _DamagedError(msg) from None
+
+
+def _account_of(sql: sqlite3.Connection, claim: Claim) -> str | None:
+    """Return what the journal calls an account; None: not at all, or by two names."""
+    try:
+        found = _accounts.linked(sql, claim)
+    except UsageError:
+        return None
+    return None if found is None else found.label
+
+
+def _books(sql: sqlite3.Connection) -> Books:
+    return Books(sql, 0, lambda _: True, lambda: 0.0)
 
 
 def _find_damage(sql: sqlite3.Connection) -> None:
