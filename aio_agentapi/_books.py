@@ -151,6 +151,15 @@ _CHANGES: Final[Mapping[Phase, str]] = MappingProxyType(
     }
 )
 
+# What the outcome of an attempt is worth for an intent that is no longer sent.
+_HEARD: Final[Mapping[Phase, Phase]] = MappingProxyType(
+    {
+        Phase.DONE: Phase.CONFIRMED,
+        Phase.REFUSED: Phase.ABSENT,
+        Phase.NOT_SENT: Phase.ABSENT,
+    }
+)
+
 _CONTRADICT: Final = _change(Phase.NEEDS_PERSON, CONTRADICTED)
 
 # The attempt of an intent has ended: from now on nothing of it can leave this machine.
@@ -321,8 +330,14 @@ class Books:
         for verdict in verdicts:
             if verdict.late:
                 written += self._hear(verdict, now)
+                continue
+            values = self._values(verdict, now)
+            changed = self.sql.execute(_CHANGES[verdict.phase], values).rowcount
+            if not changed and verdict.phase in _HEARD:
+                # Its attempt says so, and somebody else took it for lost before that.
+                late = attrs.evolve(verdict, phase=_HEARD[verdict.phase], late=True)
+                written += self._hear(late, now)
             else:
-                self.sql.execute(_CHANGES[verdict.phase], self._values(verdict, now))
                 written.append(self.one(verdict.id))
         return written
 

@@ -329,8 +329,10 @@ class Store(Protocol):
         Give intents their next phase.
 
         A verdict that is no move of the table changes nothing, and neither does one
-        with a row of the feed that another intent has. A late one that contradicts the
-        phase makes the intent one for a person, and is logged as an error.
+        with a row of the feed that another intent has. The outcome of an attempt is
+        late where its intent is no longer ``sent``, whoever took it for lost. A late
+        one that contradicts the phase makes the intent one for a person, and is logged
+        as an error.
 
         Args:
             verdicts: What is found out.

@@ -452,7 +452,8 @@ class _Group:
         old = [i for i in unknown if case.is_too_old(i)]
         said = [_person(i, "the feed does not reach back to it any more") for i in old]
         rest = [i for i in unknown if i not in old]
-        # Rows of a payment so young that its own may not be seen yet, and they another's.
+        # Rows of a payment so young that its own may be still to come, and they
+        # another's.
         sure = [
             i
             for i in rest

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, Self, cast
@@ -20,7 +21,7 @@ from aio_agentapi._channel import Channel, Home
 from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
 from aio_agentapi._identity import Claim, spelled
-from aio_agentapi._journal import Store
+from aio_agentapi._journal import OPEN, Store
 from aio_agentapi._pace import Pace
 from aio_agentapi._settings import PATHS, UUID, Settings, check_base_url
 from aio_agentapi._settle import Payments, Settler
@@ -28,7 +29,7 @@ from aio_agentapi._store import MemoryStore
 from aio_agentapi._transport import Transport
 from aio_agentapi._types import Json, Operation, Query, Secret
 from aio_agentapi._wire import wire
-from aio_agentapi.errors import ClosedError, UsageError
+from aio_agentapi.errors import AgentAPIError, ClosedError, UsageError
 from aio_agentapi.resources.agents import Agents
 from aio_agentapi.resources.games import Games
 from aio_agentapi.resources.points import Points
@@ -457,11 +458,26 @@ class SessionManager:
     async def _resolve_all(self, every: float) -> None:
         """Settle what is open of all accounts, again and again."""
         while True:
-            # What another process left is found without an account being asked for.
-            for name in self._accounts:
-                self.session(name)
-            await asyncio.gather(*map(_settled, [*self._sessions.values()]))
+            try:
+                sessions = await self._unsettled()
+            except AgentAPIError as error:
+                _PAYMENTS.warning("open payments could not be looked for: %s", error)
+            else:
+                await asyncio.gather(*map(_settled, sessions))
             await asyncio.sleep(every)
+
+    async def _unsettled(self) -> list[Session]:
+        """Return the sessions that have something open, what the dead left included."""
+        store = self._store
+        await store.adopt(time.time)
+        labels = {intent.account for intent in await store.intents(phases=OPEN)}
+        found: list[Session] = []
+        # A session that nobody has asked for yet is opened only for that.
+        for secret in {*self._accounts.values(), *self._sessions} if labels else ():
+            account = await store.linked(self._claim(secret))
+            if account is not None and account.label in labels:
+                found.append(self.session(secret))
+        return found
 
     def _claim(self, secret: Secret) -> Claim:
         """Return what the journal is told of an account: never its token."""

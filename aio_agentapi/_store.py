@@ -254,6 +254,10 @@ class MemoryStore(_SqlStore):
         return "<MemoryStore>"
 
 
+# Those of this process: a child has nothing of them open.
+_STORES: Final[weakref.WeakSet[SqliteStore]] = weakref.WeakSet()
+
+
 @attrs.define(eq=False)
 class _Work:
     """Something handed over to the writer."""
@@ -306,6 +310,7 @@ class SqliteStore(_SqlStore):
 
     def __attrs_post_init__(self) -> None:
         self._file = self._path
+        _STORES.add(self)
 
     @property
     def durable(self) -> bool:
@@ -440,8 +445,10 @@ class SqliteStore(_SqlStore):
             books = self._books or self._open()
             self._check_place()
             if self._is_left:
-                self._is_left = False
                 self._claim(books)
+                self._is_left = False
+            # Of this transaction, if it is kept.
+            books.last = 0
             reads = all(work.kind == "read" for work in [*kept, *works])
             books.sql.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
@@ -489,11 +496,6 @@ class SqliteStore(_SqlStore):
             sql.close()
             near.close()
             raise
-        # A child has none of it.
-        known = weakref.ref(self)
-        os.register_at_fork(
-            after_in_child=lambda: None if (me := known()) is None else me._forget()  # noqa: SLF001 - its own
-        )
         self._books = books
         return books
 
@@ -636,7 +638,7 @@ class SqliteStore(_SqlStore):
             if each is not None:
                 each.sql.close()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Have nothing open, in a child that was forked; the parent has it."""
         _INHERITED.extend(books for books in (self._books, self._near) if books)
         self._books = self._near = self._thread = None
@@ -651,6 +653,15 @@ class _GoneError(OSError):
 
 # What a child has got of its parent: closed there, it would take locks away.
 _INHERITED: Final[list[Books]] = []
+
+
+def _forget_all() -> None:
+    for store in [*_STORES]:
+        store.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _check_name(path: Path) -> None:

@@ -307,7 +307,7 @@ async def test_one_of_all_processes_reads_the_feed(tmp_path: Path) -> None:
             SessionManager(
                 box.base_url,
                 accounts=accounts,
-                settings=Settings(**{**QUICK, "longest_call": 600.0}),
+                settings=attrs.evolve(Settings(**QUICK), longest_call=600.0),
                 store=SqliteStore(path),
             )
             for _ in range(3)

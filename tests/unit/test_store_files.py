@@ -404,6 +404,54 @@ async def test_a_late_response_that_contradicts_is_for_a_person(
     await store.aclose()
 
 
+@pytest.mark.parametrize("said", [Phase.DONE, Phase.REFUSED, Phase.NOT_SENT])
+@pytest.mark.parametrize(
+    "known", [Phase.UNKNOWN, Phase.NEEDS_PERSON, Phase.ABSENT, Phase.CONFIRMED]
+)
+async def test_an_outcome_of_what_others_took_for_lost_is_late(
+    tmp_path: Path, known: Phase, said: Phase
+) -> None:
+    """Kept while the disk was full, and its store closed: it is not dropped."""
+    one, two = SqliteStore(tmp_path / "j.db"), SqliteStore(tmp_path / "j.db")
+    written = await begun(one, intent(key="k"))
+    await one.aclose()
+    assert await two.adopt(at(1.0)) == 1
+    if known is not Phase.UNKNOWN:
+        await become(two, written, known)
+    moved = MOVED if said is Phase.DONE else None
+    verdict = Verdict(id=written.id, phase=said, moved=moved, note="so it was")
+    (heard,) = await one.write([verdict], at(2.0))
+    expected = Phase.CONFIRMED if said is Phase.DONE else Phase.ABSENT
+    if known in {Phase.ABSENT, Phase.CONFIRMED} and known is not expected:
+        expected = Phase.NEEDS_PERSON
+    assert heard.phase is expected
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_a_transaction_that_was_undone_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is not missed when the file is opened again."""
+    store = SqliteStore(tmp_path / "j.db")
+    await become(store, await begun(store, intent(1)), Phase.DONE)
+    perform = _store._perform
+
+    def broken(work: Any, books: Any) -> None:
+        perform(work, books)
+        msg = "disk I/O error"
+        raise sqlite3.OperationalError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_perform", broken)
+        with pytest.raises(JournalError, match="disk I/O"):
+            await store.begin(intent(2), at(1.0))
+    assert len(await store.intents()) == 1
+    await store.aclose()
+    await begun(store, intent(3))
+    await store.aclose()
+
+
 async def test_a_contradiction_names_what_was_paid_anew(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
