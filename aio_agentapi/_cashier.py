@@ -189,6 +189,10 @@ class Cashier:
 
         claim: What its session says of itself.
 
+        longest: Seconds in which the service may execute what can be sent no more.
+
+        unacked: Seconds for which the machine may go on sending for a dead process.
+
         siblings: What all accounts of its manager say of themselves.
 
         keep: Seconds for which final intents are kept.
@@ -200,6 +204,8 @@ class Cashier:
     claim: Claim
     _keep: float = attrs.field(alias="keep")
     clock: Callable[[], float] = time.time
+    longest: float = 0.0
+    unacked: float = 0.0
     siblings: Callable[[], Iterable[Claim]] = tuple[Claim, ...]
     # Told of each payment, before it is sent.
     on_payment: Callable[[], None] | None = attrs.field(init=False, default=None)

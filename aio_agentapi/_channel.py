@@ -397,9 +397,10 @@ class Channel:
         loop = asyncio.get_running_loop()
         began = loop.time()
         block = self.settings.block_unknown
-        intent = attrs.evolve(
-            intent, longest=self.settings.longest, unacked=self.settings.unacked
-        )
+        # A view that waits for less makes nobody else faster.
+        longest = max(self.settings.longest, self.cashier.longest)
+        unacked = self.cashier.unacked
+        intent = attrs.evolve(intent, longest=longest, unacked=unacked)
         pause = _POLL
         while not self._closing.begun.is_set():
             entry = await self.cashier.begin(

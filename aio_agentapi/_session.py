@@ -40,6 +40,10 @@ from aio_agentapi.resources.wallets import Wallets
 _LOG: Final = logging.getLogger("aio_agentapi.telemetry")
 _PAYMENTS: Final = logging.getLogger("aio_agentapi.payments")
 
+# Seconds by which a connection may outlive its bound, and for which a packet may wait
+# for the address of its next hop.
+_IN_THE_NETWORK: Final = 3.0
+
 # What a view may set for itself; the rest belongs to the gate and the pool.
 _OPTIONS: Final = frozenset({"attempts", "deadline", "lane", "max_wait", "timeout"})
 
@@ -431,6 +435,8 @@ class SessionManager:
                 self._store,
                 self._claim(secret),
                 settings.keep_intents,
+                longest=settings.longest,
+                unacked=settings.unacked + _IN_THE_NETWORK,
                 siblings=lambda: map(self._claim, {*self._accounts.values()}),
             ),
         )

@@ -53,8 +53,8 @@ UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORE
 # What may be secret in an address, or be taken for one.
 _USER: Final = re.compile(r"^([a-z]*://)?.*@", re.IGNORECASE | re.DOTALL)
 _QUERY: Final = re.compile(r"([?#]).*", re.DOTALL)
-# Seconds after which a peer that takes nothing is gone. What a process that has died
-# had given to the kernel arrives within them, or never.
+# Seconds after which a peer that takes nothing is gone, give or take a retransmission.
+# What a process that has died had given to the kernel arrives within them, or never.
 _UNACKED: Final = 10.0
 # Characters of a host with its path: a signed token has more.
 _NAME: Final = 64

@@ -6,19 +6,23 @@ the locals of their frames. Each is translated by one table, and ours is raised
 after the ``except`` block has ended: neither its cause, its context nor its
 traceback leads to a frame of aiohttp. The same is done for a cancellation.
 
-What is given up does not arrive later. A connection that is dropped is reset, so that
-the kernel forgets what it has not sent yet; a request that must not arrive late has its
-connection reset whoever closes it, the kernel of a killed process included. What a peer
-does not take within ``unacked`` seconds ends its connection.
+What is given up does not arrive later. A connection that is dropped is disconnected,
+whoever else has it (a fork), so that the kernel forgets what it has not sent yet; a
+request that must not arrive late has its connection reset whoever closes it, the kernel
+of a killed process included. What a peer does not take within ``unacked`` seconds ends
+its connection. What is left is what has been handed to the network: a packet may wait
+there for the address of its next hop, for some three seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -118,6 +122,7 @@ class Sending:
         transport, self.transport = self.transport, None
         if transport is not None:
             _set_reset(transport, on=True)
+            _disconnect(transport)
             transport.abort()
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -155,6 +160,20 @@ def _set_reset(transport: asyncio.BaseTransport, *, on: bool) -> None:
         return
     with contextlib.suppress(OSError):
         found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(on, 0))
+
+
+def _disconnect(transport: asyncio.BaseTransport) -> None:
+    """Take a connection back from the kernel, also where a forked process has it."""
+    found = transport.get_extra_info("socket")
+    if found is None or found.fileno() < 0 or not sys.platform.startswith("linux"):
+        return
+    # Nobody closes it where somebody else has it, and no method of Python's sockets
+    # does this: connect() with an address of no family.
+    ctypes.CDLL(None).connect(found.fileno(), _NOWHERE, len(_NOWHERE))
+
+
+# struct sockaddr of AF_UNSPEC.
+_NOWHERE: Final = struct.pack("H14x", socket.AF_UNSPEC)
 
 
 # As aiohttp brings it: mocks and tracers put their own in its place.

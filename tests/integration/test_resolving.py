@@ -171,6 +171,18 @@ async def test_what_is_over_counts_from_when_its_attempt_has_ended() -> None:
         assert await here.store.age() >= ended.quiet + 1.0
 
 
+async def test_a_view_that_waits_for_less_is_over_no_sooner() -> None:
+    """The service, and the connection that it shares, are those of its session."""
+    async with scene(timeout=20.0, longest_call=None) as here:
+        view = here.session.with_options(timeout=0.5)
+        await here.session.wallets.deposit(here.user, 1)
+        await view.wallets.deposit(here.user, 1)
+        one, two = await here.store.intents()
+        assert (one.longest, one.unacked) == (two.longest, two.unacked)
+        assert two.longest == here.session.settings.longest
+        assert two.unacked > 10.0
+
+
 async def test_a_late_response_against_a_verdict_is_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
