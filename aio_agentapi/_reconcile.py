@@ -195,7 +195,7 @@ class Case:
             timed=timed,
             windows=windows,
             taken=taken,
-            spare=_spare(rows, [*paid, *opened], edges, taken),
+            spare=[row for row in rows if row.trans_id not in taken],
             missing=self._missing(paid, taken),
             doubtful=self._doubtful(paid, taken, rows),
         )
@@ -409,7 +409,7 @@ class _Facts:
 
         taken: Which row goes to which payment, by its number.
 
-        spare: The rows that go to none, or need not: another could have theirs.
+        spare: The rows that go to none.
 
         missing: What should have a row and has not.
 
@@ -579,29 +579,6 @@ def _pass_on(
     while free is not None:
         asked = came[free]
         taken[free], held[asked.id], free = asked, free, held.get(asked.id)
-
-
-def _spare(
-    rows: Sequence[Transaction],
-    intents: Sequence[Intent],
-    edges: Mapping[int, Sequence[Transaction]],
-    taken: Mapping[int, Intent],
-) -> list[Transaction]:
-    """Return the rows that go to no payment, and those that could be them instead."""
-    held = {intent.id: row for row, intent in taken.items()}
-    wanting: dict[int, list[int]] = defaultdict(list)
-    for intent in intents:
-        for row in edges[intent.id]:
-            wanting[row.trans_id].append(intent.id)
-    spare = {row.trans_id for row in rows if row.trans_id not in taken}
-    left = [*spare]
-    while left:
-        for number in wanting[left.pop()]:
-            other = held[number]
-            if other not in spare:
-                spare.add(other)
-                left.append(other)
-    return [row for row in rows if row.trans_id in spare]
 
 
 def _offset(intent: Intent) -> float:

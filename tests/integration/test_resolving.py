@@ -149,8 +149,14 @@ async def test_nothing_is_absent_while_it_runs(tmp_path: Path, elsewhere: bool) 
         )
         async with other:
             session = other.session("eur") if elsewhere else here.session
+            eve = (await session.users.create("eve")).user_code
+            ended = await here.lose(session.wallets.deposit(eve, 10), "drop_before")
             settling = asyncio.create_task(session.payments.settle(lost))
-            await until(lambda: here.box.received.get("game/transaction-id", 0) >= 8)
+            # What was lost later, and has ended, is known by then.
+            while (await here.intent(ended.id)).phase is Phase.UNKNOWN:
+                await asyncio.sleep(0.01)
+            assert (await here.intent(ended.id)).phase is Phase.ABSENT
+            assert (await here.intent(lost.id)).phase is Phase.UNKNOWN
             assert not settling.done()
             with pytest.raises(OutcomeUnknownError):
                 await session.wallets.deposit(here.user, 10, key="k")

@@ -378,6 +378,70 @@ def test_no_verdict_is_against_the_truth_in_strange_worlds(name: str) -> None:
         assert min(ends["confirmed"], ends["absent"]) >= least / 5
 
 
+def row(number: int, seconds: float, amount: str, balance: str) -> Transaction:
+    """Make the row of a deposit."""
+    return Transaction(
+        trans_id=number,
+        user_code=1,
+        round_id="",
+        trans_type=TransType.DEPOSIT,
+        provider_id=0,
+        provider_name="",
+        game_code="",
+        game_name="",
+        category="",
+        prebalance=Decimal(balance) - Decimal(amount),
+        trans_amount=Decimal(amount),
+        balance=Decimal(balance),
+        regdate=when(seconds),
+    )
+
+
+def test_a_row_that_need_not_be_of_what_happened_explains_nothing() -> None:
+    """Two rows fit it: the other one may be the lost payment's, rounded."""
+    paid = Intent(
+        id=1,
+        account="eur",
+        operation=KINDS[0],
+        user_code=1,
+        amount=Decimal("5.0055"),
+        phase=Phase.DONE,
+        moved=Moved(amount=Decimal("5.01"), balance=Decimal("15.03")),
+        created_at=when(1000),
+        changed_at=when(1002),
+        born=1000.0,
+        aged=1002.0,
+        cursor=Cursor(trans_id=8, seen=995.0),
+    )
+    lost = Intent(
+        id=2,
+        account="eur",
+        operation=KINDS[0],
+        user_code=1,
+        amount=Decimal("5.0055"),
+        phase=Phase.UNKNOWN,
+        created_at=when(1003),
+        changed_at=when(1004),
+        born=1003.0,
+        aged=1004.0,
+        quiet=1004.0,
+        longest=LONGEST,
+        cursor=Cursor(trans_id=11, seen=1003.0),
+    )
+    # By the service's clock, which is half a minute behind: the second looks nearer.
+    rows = [row(10, 970, "5.01", "15.03"), row(12, 1001, "5.01", "15.03")]
+    look = Look(
+        start=8,
+        at=when(2000),
+        begun=2000.0,
+        ended=2000.0,
+        users=frozenset({1}),
+        rows={1: rows},
+    )
+    (verdict,) = Case([paid, lost], look, paid, SETTINGS).verdicts()
+    assert verdict.phase is Phase.NEEDS_PERSON
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_what_is_concluded_is_so_for_long() -> None:
