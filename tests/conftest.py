@@ -6,8 +6,9 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import aiohttp
 import attrs
 import hypothesis
 import pytest
@@ -44,6 +45,20 @@ OK_INFO = (
     b' "balance": 1.5000, "rtp": 95}}'
 )
 TOKEN = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture(params=["short", "ordinary"])
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the road, as mocks and tracers do."""
+    name: str = request.param
+    if name == "ordinary":
+        before = aiohttp.ClientSession._request
+
+        async def traced(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
+            return await before(self, *args, **kwargs)
+
+        monkeypatch.setattr(aiohttp.ClientSession, "_request", traced)
+    return name
 
 
 @attrs.define

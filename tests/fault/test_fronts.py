@@ -13,9 +13,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import aiohttp
 import attrs
 import pytest
 
@@ -219,20 +218,6 @@ CALLS: Final[Mapping[str, tuple[str, str, Call]]] = {
         ),
     ),
 }
-
-
-@pytest.fixture(params=["short", "ordinary"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose the transport's road, as mocks and tracers do."""
-    name: str = request.param
-    if name == "ordinary":
-        before = aiohttp.ClientSession._request
-
-        async def traced(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
-            return await before(self, *args, **kwargs)
-
-        monkeypatch.setattr(aiohttp.ClientSession, "_request", traced)
-    return name
 
 
 @asynccontextmanager

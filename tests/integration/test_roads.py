@@ -89,20 +89,6 @@ async def send(transport: Transport, text: bytes = b"{}") -> Answer:
     return await transport.send("agent/info", text, transport.sending())
 
 
-@pytest.fixture(params=["short", "ordinary"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose the road, as mocks and tracers do."""
-    name: str = request.param
-    if name == "ordinary":
-        before = aiohttp.ClientSession._request
-
-        async def traced(self: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
-            return await before(self, *args, **kwargs)
-
-        monkeypatch.setattr(aiohttp.ClientSession, "_request", traced)
-    return name
-
-
 async def test_both_roads_send_the_same() -> None:
     """One request to the byte, but for the order of the lines."""
     sent: list[tuple[bytes, set[bytes], bytes]] = []
