@@ -8,14 +8,17 @@ of its attempt, and its user can pay again at once.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import pytest
 
 from aio_agentapi import (
@@ -28,8 +31,8 @@ from aio_agentapi import (
     SqliteStore,
 )
 from aio_agentapi._journal import Clock, Store
-from aio_agentapi.errors import AgentAPIError, GateTimeoutError, JournalError
-from aio_agentapi.sandbox import Sandbox, Switches
+from aio_agentapi.errors import GateTimeoutError, JournalError
+from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
 
 # More turns of the loop than a payment on loopback takes.
 TURNS: Final = 70
@@ -203,12 +206,12 @@ async def test_several_managers_on_one_file(tmp_path: Path) -> None:
             await asyncio.gather(*paying, return_exceptions=True)
             async with asyncio.timeout(10):
                 await dice.choice((one, two, three)).wallets.deposit(user, 1)
-        async with SqliteStore_open(path) as store:
+        async with opened(path) as store:
             assert not await store.intents(phases=[Phase.SENT])
 
 
 @asynccontextmanager
-async def SqliteStore_open(path: Path) -> AsyncGenerator[SqliteStore]:  # noqa: N802
+async def opened(path: Path) -> AsyncGenerator[SqliteStore]:
     """Open a journal, to look into it."""
     store = SqliteStore(path)
     try:
@@ -234,7 +237,7 @@ async def test_closing_while_the_journal_is_locked(tmp_path: Path) -> None:
         assert closing.done()
         other.execute("ROLLBACK")
     other.close()
-    async with SqliteStore_open(path) as store:
+    async with opened(path) as store:
         assert [i.phase for i in await store.intents()] == [
             Phase.DONE,
             Phase.NOT_SENT,
@@ -306,73 +309,112 @@ async def test_a_loop_that_was_closed_keeps_no_turn(tmp_path: Path) -> None:
     await other.aclose()
 
 
-async def storm(path: Path, box: Sandbox, users: int, payments: int, seed: int) -> None:
-    """Pay many users, and cut payments off at random moments in random ways."""
-    dice = random.Random(seed)  # noqa: S311 - the same for a seed
-    store = SqliteStore(path)
-    async with shop(box, store) as (session, _):
-        codes = [
-            (await session.users.create(f"user_{number}")).user_code
-            for number in range(users)
-        ]
-
-        async def pay(number: int) -> None:
-            view = session
-            if dice.random() < 0.3:
-                view = session.with_options(deadline=dice.uniform(0.001, 0.05))
-            try:
-                async with asyncio.timeout(dice.choice((None, dice.uniform(0, 0.03)))):
-                    await view.wallets.deposit(
-                        dice.choice(codes), 1, key=f"{seed}-{number}"
-                    )
-            except (TimeoutError, AgentAPIError):
-                pass
-
-        for first in range(0, payments, 100):
-            paying = [asyncio.ensure_future(pay(first + n)) for n in range(100)]
-            for each in dice.sample(paying, 20):
-                await asyncio.sleep(0)
-                each.cancel()
-            await asyncio.gather(*paying, return_exceptions=True)
-        await session.payments.settle_all()
-        async with asyncio.timeout(60):
-            await asyncio.gather(*(session.wallets.deposit(c, 1) for c in codes))
-        # What the other one has under way is its own.
-        await no_row_is_left(session, [])
-        await session.payments.settle_all()
+QUICK: Final[dict[str, Any]] = {
+    "timeout": 2.0,
+    "longest_call": 0.5,
+    "feed_interval": 0.05,
+    "feed_lag": 0.05,
+    "drain": 0.5,
+    "amount_decimals": 4,
+}
 
 
-async def books_agree(path: Path, box: Sandbox) -> None:
-    """What the journal says has happened is what the service has."""
-    async with SqliteStore_open(path) as store:
-        intents = await store.intents()
-    assert not {i.phase for i in intents} & {
-        Phase.SENT,
-        Phase.UNKNOWN,
-        Phase.NEEDS_PERSON,
-    }
-    happened = [i for i in intents if i.phase in {Phase.DONE, Phase.CONFIRMED}]
-    paid = sum(i.amount or 0 for i in happened)
-    assert sum(user.balance for user in box.users("shop_1")) == paid * 10_000
-    keys = [i.key for i in happened if i.key]
-    assert len(keys) == len(set(keys))
+@attrs.frozen
+class Storm:
+    """Two programs on one journal, and how hard it is."""
+
+    box: SandboxProcess
+    journal: Path
+    users: int
+    payments: int
+    kills: int
+    seed: int = 1
+
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[Session]:
+        """Open a session with the journal."""
+        async with SessionManager(
+            self.box.base_url,
+            accounts={"eur": self.box.tokens["shop_1"]},
+            settings=Settings(**QUICK),
+            store=SqliteStore(self.journal),
+        ) as manager:
+            yield manager.session("eur")
+
+    async def start(self, users: list[int], seed: int) -> asyncio.subprocess.Process:
+        """Start a program that pays, and cuts its payments off."""
+        told = {
+            "base_url": self.box.base_url,
+            "token": self.box.tokens["shop_1"],
+            "journal": str(self.journal),
+            "settings": QUICK,
+            "users": users,
+            "payments": self.payments,
+            "seed": seed,
+        }
+        command = (sys.executable, "-m", "tests.stormer", json.dumps(told))
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=pipe, stderr=pipe
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"begun\n"
+        return process
+
+    async def rage(self) -> None:
+        """Let it rage; then each user can be paid, and the books agree."""
+        dice = random.Random(self.seed)  # noqa: S311 - moments of kills
+        async with self.session() as session:
+            names = [f"user_{number}" for number in range(self.users)]
+            users = [(await session.users.create(name)).user_code for name in names]
+            await session.wallets.deposit(users[0], 1)
+        seeds = iter(range(1000))
+        processes = [await self.start(users, next(seeds)) for _ in range(2)]
+        for _ in range(self.kills):
+            which = dice.randrange(2)
+            before = (await self.box.gauge("shop_1")).served
+            until = before + dice.randrange(1, self.payments // 4)
+            while processes[which].returncode is None:
+                if (await self.box.gauge("shop_1")).served >= until:
+                    processes[which].kill()
+                    break
+                await asyncio.sleep(0.002)
+            await processes[which].communicate()
+            processes[which] = await self.start(users, next(seeds))
+        for process in processes:
+            _, told = await process.communicate()
+            assert not process.returncode, told.decode()
+        async with self.session() as session, asyncio.timeout(60):
+            await asyncio.gather(*(session.wallets.deposit(user, 1) for user in users))
+            await session.payments.settle_all()
+            found = [(await session.users.info(user)).balance for user in users]
+        await self.books_agree(sum(found))
+
+    async def books_agree(self, balances: Decimal | int) -> None:
+        """What the journal says has happened is what the service has."""
+        async with opened(self.journal) as store:
+            intents = await store.intents()
+        open_ = {Phase.SENT, Phase.UNKNOWN, Phase.NEEDS_PERSON}
+        assert not [i for i in intents if i.phase in open_]
+        happened = [i for i in intents if i.phase in {Phase.DONE, Phase.CONFIRMED}]
+        assert balances == sum(i.amount or 0 for i in happened)
+        keys = [i.key for i in happened if i.key]
+        assert len(keys) == len(set(keys))
+        assert {i.phase for i in intents} & {Phase.NOT_SENT, Phase.CONFIRMED}
 
 
-async def test_a_storm_of_cancels_and_time_outs(tmp_path: Path) -> None:
-    """Two stores on one file: each user pays afterwards, and the books agree."""
-    path = tmp_path / "j.db"
-    switches = Switches(latency=0.003, jitter=0.003, feed_spacing=0.0)
-    async with Sandbox(switches) as box:
-        await asyncio.gather(storm(path, box, 40, 600, 1), storm(path, box, 40, 600, 2))
-        await books_agree(path, box)
+STORMY: Final = Switches(latency=0.003, jitter=0.003, feed_spacing=0.0)
+
+
+async def test_a_storm_of_cancels_time_outs_and_kills(tmp_path: Path) -> None:
+    """Two programs, either of them killed: each user pays afterwards."""
+    async with SandboxProcess(STORMY) as box:
+        await Storm(box, tmp_path / "j.db", 40, 400, 3).rage()
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-async def test_a_long_storm_of_cancels_and_time_outs(tmp_path: Path) -> None:
-    """The same for 200 users and tens of thousands of payments."""
-    path = tmp_path / "j.db"
-    switches = Switches(latency=0.003, jitter=0.003, feed_spacing=0.0)
-    async with Sandbox(switches) as box:
-        await asyncio.gather(*(storm(path, box, 200, 20_000, seed) for seed in (3, 4)))
-        await books_agree(path, box)
+async def test_a_long_storm_of_cancels_time_outs_and_kills(tmp_path: Path) -> None:
+    """The same for 200 users, tens of thousands of payments, and twenty kills."""
+    async with SandboxProcess(STORMY) as box:
+        await Storm(box, tmp_path / "j.db", 200, 10_000, 20).rage()
