@@ -22,7 +22,7 @@ from aio_agentapi.errors import AgentAPIError
 async def storm(
     session: Session, users: Sequence[int], payments: int, seed: int
 ) -> None:
-    """Pay 1 to users at random, a hundred at once, and cut payments off."""
+    """Pay 0.01 to users at random, a hundred at once, and cut payments off."""
     dice = random.Random(seed)  # noqa: S311 - the same for a seed
 
     async def pay(number: int) -> None:
@@ -32,7 +32,7 @@ async def storm(
         key = f"{seed}-{number}"
         try:
             async with asyncio.timeout(dice.choice((None, dice.uniform(0, 0.03)))):
-                await view.wallets.deposit(dice.choice(users), 1, key=key)
+                await view.wallets.deposit(dice.choice(users), "0.01", key=key)
         except (TimeoutError, AgentAPIError):
             pass
 
