@@ -30,6 +30,7 @@ CREATE TABLE links (
     kind TEXT NOT NULL, value TEXT NOT NULL, account TEXT NOT NULL,
     PRIMARY KEY (kind, value, account)
 ) WITHOUT ROWID;
+CREATE TABLE merged (label TEXT PRIMARY KEY, account TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX linking ON links (account);
 CREATE UNIQUE INDEX linked ON links (kind, value) WHERE kind IN ('name', 'token');
 """
@@ -55,7 +56,11 @@ def recognise(sql: sqlite3.Connection, claim: Claim, seen: Evidence) -> Account 
         )
     }
     found = _identity.recognise(
-        claim, accounts(sql, labels), seen, partial(_witness, sql)
+        claim,
+        accounts(sql, labels),
+        seen,
+        partial(_witness, sql),
+        partial(_free_label, sql),
     )
     if isinstance(found, Account):
         keep(sql, found)
@@ -70,7 +75,8 @@ def linked(sql: sqlite3.Connection, claim: Claim) -> Account | None:
         _identity.recognise(
             claim, accounts(sql, labels), Evidence(), partial(_witness, sql)
         )
-    return next(iter(accounts(sql, labels)), None)
+    found = next(iter(accounts(sql, labels)), None)
+    return None if found is None else _identity.check_service(claim, found)
 
 
 def accounts(
@@ -168,6 +174,9 @@ def merge(sql: sqlite3.Connection, source: str, into: str) -> None:
         ("cursors", "account"),
     ):
         sql.execute(f"DELETE FROM {table} WHERE {name} = ?", (source,))  # noqa: S608 - words of our own
+    # A program that runs goes on with the old name.
+    sql.execute("UPDATE merged SET account = ? WHERE account = ?", (into, source))
+    sql.execute("INSERT OR REPLACE INTO merged VALUES (?, ?)", (source, into))
     keep(
         sql,
         attrs.evolve(
@@ -178,6 +187,26 @@ def merge(sql: sqlite3.Connection, source: str, into: str) -> None:
             tokens=new.tokens | old.tokens,
         ),
     )
+
+
+def current(sql: sqlite3.Connection, label: str) -> str:
+    """Return what an account is called by now, if it has gone over to another."""
+    row = sql.execute("SELECT account FROM merged WHERE label = ?", (label,)).fetchone()
+    return label if row is None else row[0]
+
+
+def _free_label(sql: sqlite3.Connection, wanted: str) -> str:
+    """Return a label that no account has, nor had."""
+    taken = (
+        "SELECT 1 FROM accounts WHERE label = :label UNION ALL"
+        " SELECT 1 FROM merged WHERE label = :label UNION ALL"
+        " SELECT 1 FROM intents WHERE account = :label LIMIT 1"
+    )
+    label, number = wanted, 1
+    while sql.execute(taken, {"label": label}).fetchone() is not None:
+        number += 1
+        label = f"{wanted} ({number})"
+    return label
 
 
 def _linked(sql: sqlite3.Connection, claim: Claim) -> set[str]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import attrs
 
 from aio_agentapi._accounts import SCHEMA as ACCOUNTS
+from aio_agentapi._accounts import current
 from aio_agentapi._journal import (
     CONTRADICTED,
     FINAL,
@@ -112,9 +113,9 @@ CREATE INDEX running ON intents (runs) WHERE runs != 0;
 {_AGES}
 INSERT INTO accounts (label)
     SELECT account FROM intents UNION SELECT account FROM cursors;
-INSERT INTO links SELECT
-    CASE WHEN length(label) = 16 AND label NOT GLOB '*[^0-9a-f]*'
-    THEN 'token' ELSE 'name' END, label, label FROM accounts;
+INSERT INTO links SELECT 'name', label, label FROM accounts;
+INSERT INTO links SELECT 'token', label, label FROM accounts
+    WHERE length(label) = 16 AND label NOT GLOB '*[^0-9a-f]*';
 """  # noqa: S608 - words of our own
 
 _INTENTS: Final = (
@@ -206,6 +207,9 @@ class Books:
         return 0 if row is None else row[0]
 
     def begin(self, intent: Intent, clock: Clock, *, block: bool) -> Intent | None:
+        account = current(self.sql, intent.account)
+        if account != intent.account:
+            intent = attrs.evolve(intent, account=account)
         first = self._first(intent)
         if first is not None:
             if not first.same(intent):
@@ -368,6 +372,10 @@ class Books:
             )
             return []
         known = _intent(row)
+        if known.phase is Phase.SENT:
+            # That its caller was gone could not be written before.
+            self.sql.execute(_CHANGES[Phase.UNKNOWN], values)
+            known = attrs.evolve(known, phase=Phase.UNKNOWN)
         self.sql.execute(_ENDED, values)
         if known.phase in OPEN:
             self.sql.execute(_CHANGES[verdict.phase], values)
@@ -403,7 +411,7 @@ class Books:
         terms, values = ["1"], list[object]()
         if account is not None:
             terms += ["account = ?"]
-            values += [account]
+            values += [current(self.sql, account)]
         if user_code is not None:
             terms += ["user = ?"]
             values += [user_code]
@@ -426,7 +434,7 @@ class Books:
             # The one that counts: not paid anew, and not free where another is not.
             f"{_INTENTS}WHERE account = ? AND key = ? ORDER BY successor IS NOT NULL,"
             f" phase IN ({words(FREE)}), id DESC LIMIT 1",
-            (account, key),
+            (current(self.sql, account), key),
         ).fetchone()
         return None if row is None else _intent(row)
 
@@ -445,7 +453,8 @@ class Books:
 
     def cursor(self, account: str) -> Cursor:
         row = self.sql.execute(
-            "SELECT trans_id, made, seen FROM cursors WHERE account = ?", (account,)
+            "SELECT trans_id, made, seen FROM cursors WHERE account = ?",
+            (current(self.sql, account),),
         ).fetchone()
         return Cursor() if row is None else _cursor(*row)
 
@@ -454,7 +463,7 @@ class Books:
             "INSERT INTO cursors VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " trans_id = excluded.trans_id, made = excluded.made, seen = excluded.seen"
             " WHERE excluded.trans_id >= trans_id",
-            (account, *_numbers(cursor)),
+            (current(self.sql, account), *_numbers(cursor)),
         )
 
     def prune(self, keep: float) -> int:

@@ -150,7 +150,11 @@ Witness: TypeAlias = Callable[[str], tuple[UserCode | None, bool]]
 
 
 def recognise(
-    claim: Claim, accounts: Collection[Account], seen: Evidence, witness: Witness
+    claim: Claim,
+    accounts: Collection[Account],
+    seen: Evidence,
+    witness: Witness,
+    free: Callable[[str], str] = str,
 ) -> Account | Ask:
     """
     Find the account of the journal that a session is.
@@ -165,6 +169,8 @@ def recognise(
 
         witness: Finds a user whom an account has paid.
 
+        free: Makes of a label one that no account has.
+
     Returns:
         The account, with all that it is linked to from now on; or what to ask first.
 
@@ -178,15 +184,20 @@ def recognise(
             claim, seen, linked, "its name and its token are of two accounts"
         )
     for account in linked:
-        if account.urls and claim.url not in account.urls:
-            raise _refused(claim, seen, linked, "it is at another service")
+        check_service(claim, account)
         token = claim.token in account.tokens
         if token and claim.url in account.urls and account.agent is not None:
             return _joined(claim, account, account.agent)
         if seen.agent is None:
             return Ask()
         return _verified(claim, account, seen, witness, token=token)
-    return Ask() if seen.agent is None else _found(claim, accounts, seen, witness)
+    if seen.agent is None:
+        return Ask()
+    found = _found(claim, accounts, seen, witness)
+    if found is not None:
+        return found
+    agent = seen.agent if isinstance(seen.agent, Agent) else None
+    return _joined(claim, Account(label=free(claim.label)), agent)
 
 
 def _verified(
@@ -210,8 +221,8 @@ def _verified(
 
 def _found(
     claim: Claim, accounts: Collection[Account], seen: Evidence, witness: Witness
-) -> Account | Ask:
-    """Find an account that nothing but the agent itself leads to, or make one."""
+) -> Account | Ask | None:
+    """Find an account that nothing but the agent itself leads to."""
     here = [a for a in accounts if not a.urls or claim.url in a.urls]
     if not isinstance(seen.agent, Agent):
         if here:
@@ -219,16 +230,17 @@ def _found(
                 "the service does not tell who it is, and the journal has others there"
             )
             raise _refused(claim, seen, here[:1], why)
-        return _joined(claim, Account(label=claim.label), None)
+        return None
+    likeness = {account.label: alike(account.agent, seen.agent) for account in here}
     for account in here:
-        likeness = alike(account.agent, seen.agent)
-        if likeness == "yes":
+        if likeness[account.label] == "yes":
             return _joined(claim, account, seen.agent)
-        if likeness == "maybe":
+    for account in here:
+        if likeness[account.label] == "maybe":
             found = _by_user(claim, account, seen, witness)
             if found is not None:
                 return found
-    return _joined(claim, Account(label=claim.label), seen.agent)
+    return None
 
 
 def _by_user(
@@ -257,9 +269,13 @@ def alike(known: Agent | None, told: Agent) -> Literal["yes", "no", "maybe"]:
         return "maybe"
     if known.currency != told.currency:
         return "no"
-    if known.agent_code is not None and told.agent_code is not None:
-        return "yes" if known.agent_code == told.agent_code else "no"
-    return "maybe" if known.name == told.name else "no"
+    same = known.name == told.name
+    if known.agent_code is None or told.agent_code is None:
+        return "maybe" if same else "no"
+    if known.agent_code != told.agent_code:
+        return "no"
+    # Renamed, or one number for all of them: a user tells.
+    return "yes" if same else "maybe"
 
 
 def _joined(claim: Claim, account: Account, agent: Agent | None) -> Account:
@@ -289,6 +305,18 @@ def _refused(
 
 
 _PORTS: Final = {"http": 80, "https": 443}
+
+
+def check_service(claim: Claim, account: Account) -> Account:
+    """
+    Return an account that a session is linked to, if it is at its service.
+
+    Raises:
+        UsageError: It is at another one.
+    """
+    if account.urls and claim.url not in account.urls:
+        raise _refused(claim, Evidence(), [account], "it is at another service")
+    return account
 
 
 def spelled(base_url: str) -> str:

@@ -247,6 +247,10 @@ async def _settled(session: Session) -> None:
 
 
 def _secrets(accounts: Mapping[str, str | Secret] | None) -> dict[str, Secret]:
+    for name in accounts or {}:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            msg = f"accounts: a name is printable characters, not {str(name)[:40]!r}"
+            raise UsageError(msg)
     return {name: _secret(name, token) for name, token in (accounts or {}).items()}
 
 
@@ -463,14 +467,18 @@ class SessionManager:
 
     async def _resolve_all(self, every: float) -> None:
         """Settle what is open of all accounts, again and again."""
-        while True:
-            try:
-                sessions = await self._unsettled()
-            except AgentAPIError as error:
-                _PAYMENTS.warning("open payments could not be looked for: %s", error)
-            else:
-                await asyncio.gather(*map(_settled, sessions))
-            await asyncio.sleep(every)
+        under_way: dict[Session, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    for session in await self._unsettled():
+                        # One that takes long keeps no other from it.
+                        if (task := under_way.get(session)) is None or task.done():
+                            under_way[session] = group.create_task(_settled(session))
+                except AgentAPIError as error:
+                    told = "open payments could not be looked for: %s"
+                    _PAYMENTS.warning(told, error)
+                await asyncio.sleep(every)
 
     async def _unsettled(self) -> list[Session]:
         """Return the sessions that have something open, what the dead left included."""

@@ -11,7 +11,6 @@ and one of them is written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
@@ -38,6 +37,7 @@ from aio_agentapi._types import Moved, Query, UserCode
 from aio_agentapi.errors import (
     AgentAPIError,
     FeedGapError,
+    JournalError,
     NotFoundError,
     RefusedError,
     UnsupportedError,
@@ -60,6 +60,9 @@ _SOON: Final = 0.05
 # before that is said.
 _ELSEWHERE: Final = 0.25
 _LOOKS: Final = 40
+
+# Seconds for the journal to tell what is known when the time is over.
+_LAST: Final = 0.5
 
 # The code that says that there is no such user; others may mean anything.
 _NO_USER: Final = 2002
@@ -548,8 +551,7 @@ class Payments:
         """
         known = await self._known(intent)
         if known.phase is Phase.UNKNOWN or known.phase is Phase.SENT:
-            await self._within_deadline([known.id])
-            known = await self._known(known)
+            (known,) = await self._settled([known.id])
         return known
 
     async def settle_all(self) -> list[Intent]:
@@ -567,11 +569,7 @@ class Payments:
         Source:
             Contract 5, transactions, and 6.
         """
-        ids = [intent.id for intent in await self._settler.open()]
-        await self._settler.tell_of_strangers()
-        await self._within_deadline(ids)
-        store = self._channel.cashier.store
-        return await store.intents(await self._settler.account(), ids=ids)
+        return await self._settled(None)
 
     async def resend(self, intent: Intent | int) -> Moved:
         """
@@ -643,6 +641,8 @@ class Payments:
             raise UsageError(msg, intent=known.id)
         phase = Phase.CONFIRMED if happened else Phase.ABSENT
         cashier = self._channel.cashier
+        # Not by a name alone, which another agent may have.
+        await cashier.account(self._channel.call)
         verdict = Verdict(id=known.id, phase=phase, note=f"{known.note}; {note}")
         written = await cashier.store.write([verdict], cashier.clock)
         return written[0]
@@ -659,7 +659,25 @@ class Payments:
             raise UsageError(msg)
         return found[0]
 
-    async def _within_deadline(self, ids: Collection[int]) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._channel.settings.deadline):
+    async def _settled(self, ids: Collection[int] | None) -> list[Intent]:
+        """Settle payments, all that are open if None, and return them as they are."""
+        store, loop = self._channel.cashier.store, asyncio.get_running_loop()
+        deadline = self._channel.settings.deadline
+        until = None if deadline is None else loop.time() + deadline
+        try:
+            async with asyncio.timeout_at(until):
+                if ids is None:
+                    ids = [intent.id for intent in await self._settler.open()]
+                    await self._settler.tell_of_strangers()
                 await self._settler.settle(ids)
+        except TimeoutError:
+            pass
+        msg = "the journal: it is busy, and the time is over"
+        if ids is not None:
+            try:
+                async with asyncio.timeout_at(until and loop.time() + _LAST):
+                    account = await self._settler.account()
+                    return await store.intents(account, ids=ids)
+            except TimeoutError:
+                pass
+        raise JournalError(msg)

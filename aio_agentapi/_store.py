@@ -67,6 +67,12 @@ _SOON: Final = 0.01
 # Seconds before a verdict that could not be written is tried again.
 _AGAIN: Final = 1.0
 
+# Of the file with the locks: what one of them holds, the other can see.
+_VIEWS: Final = 2
+
+# Seconds for which others may be about to open the file, or to close it.
+_PASSING: Final = 2.0
+
 # Works of one transaction.
 _BATCH: Final = 500
 
@@ -76,8 +82,10 @@ class _SqlStore:
     """What both homes do the same way; where they do it is their own."""
 
     _loop: asyncio.AbstractEventLoop | None = attrs.field(init=False, default=None)
-    # The accounts whose feed is read with this store.
-    _readers: set[str] = attrs.field(init=False, factory=set[str])
+    # The accounts whose feed is read with this store, and by which loop.
+    _readers: dict[str, asyncio.AbstractEventLoop] = attrs.field(
+        init=False, factory=dict[str, asyncio.AbstractEventLoop]
+    )
 
     def _home(self) -> asyncio.AbstractEventLoop:
         """Return the loop that runs, or the last that did: one may have stopped."""
@@ -148,7 +156,9 @@ class _SqlStore:
 
     def recognise(self, claim: Claim, seen: Evidence) -> Awaitable[Account | Ask]:
         """Find the account that a session is, and write down its links."""
-        return self._hand_over(lambda b: _accounts.recognise(b.sql, claim, seen))
+        return self._hand_over(
+            lambda b: _whole(b, lambda: _accounts.recognise(b.sql, claim, seen))
+        )
 
     def linked(self, claim: Claim) -> Awaitable[Account | None]:
         """Return the account that a session is linked to, or None."""
@@ -168,15 +178,32 @@ class _SqlStore:
             more: ``url``, ``name`` or ``token`` that it has as well, and ``agent``:
                 what the service calls it now.
         """
-        return self._hand_over(lambda b: _accounts.allow(b.sql, label, more))
+        return self._hand_over(
+            lambda b: _whole(b, lambda: _accounts.allow(b.sql, label, more))
+        )
 
     def merge(self, source: str, into: str) -> Awaitable[None]:
         """Say that two accounts are one agent's; the payments go over to one."""
-        return self._hand_over(lambda b: _accounts.merge(b.sql, source, into))
+        return self._hand_over(
+            lambda b: _whole(b, lambda: _accounts.merge(b.sql, source, into))
+        )
 
     def age(self) -> Awaitable[float]:
         """Return the journal's age, in seconds."""
         return self._hand_over(lambda b: b.age(), "read")
+
+
+def _whole(books: Books, act: Callable[[], T]) -> T:
+    """Do all of something, or nothing of it, beside what shares its transaction."""
+    books.sql.execute("SAVEPOINT whole")
+    try:
+        result = act()
+    except BaseException:
+        books.sql.execute("ROLLBACK TO whole")
+        raise
+    finally:
+        books.sql.execute("RELEASE whole")
+    return result
 
 
 def _connect(place: Path | None, patience: float = _PATIENCE) -> sqlite3.Connection:
@@ -199,6 +226,7 @@ class MemoryStore(_SqlStore):
     """
 
     _books: Books | None = attrs.field(init=False, default=None)
+    _loops: list[asyncio.AbstractEventLoop] = attrs.field(init=False, factory=list)
     _warned: bool = attrs.field(init=False, default=False)
 
     @property
@@ -220,13 +248,15 @@ class MemoryStore(_SqlStore):
 
     async def take_feed(self, account: str) -> bool:
         """Become the one who reads the feed of an account, if nobody is."""
-        taken = account in self._readers
-        self._readers.add(account)
-        return not taken
+        reader = self._readers.get(account)
+        if reader is not None and not reader.is_closed():
+            return False
+        self._readers[account] = asyncio.get_running_loop()
+        return True
 
     def leave_feed(self, account: str) -> None:
         """Let others read it."""
-        self._readers.discard(account)
+        self._readers.pop(account, None)
 
     async def aclose(self) -> None:
         """Do nothing: another manager may go on with it."""
@@ -240,15 +270,28 @@ class MemoryStore(_SqlStore):
             weakref.finalize(self, sql.close)
             sql.executescript(SCHEMA)
             # It lives as long as the process, and so does its time.
-            self._books = Books(sql, 1, lambda _: True, lambda: _uptime())  # noqa: PLW0108 - as it is then
-        loop = self._home()
+            self._books = Books(sql, 0, self._is_alive, lambda: _uptime())  # noqa: PLW0108 - as it is then
+        books, loop = self._books, self._home()
         work = _Work(act, loop, loop.create_future(), kind)
+        if loop not in self._loops:
+            self._loops += [loop]
+        # Each loop is an owner: one that is closed carries nothing out any more.
+        books.owner = self._loops.index(loop) + 1
+        books.sql.execute("BEGIN")
         try:
-            _perform(work, self._books)
+            _perform(work, books)
+            books.sql.execute("COMMIT")
         except sqlite3.Error as error:
+            books.sql.execute("ROLLBACK")
             work.error = JournalError(f"the journal: {error}. Nothing was sent")
+        except BaseException:
+            books.sql.execute("ROLLBACK")
+            raise
         _deliver([work])
         return work.ended
+
+    def _is_alive(self, owner: int) -> bool:
+        return not self._loops[owner - 1].is_closed()
 
     def __repr__(self) -> str:
         return "<MemoryStore>"
@@ -298,8 +341,10 @@ class SqliteStore(_SqlStore):
     _places: dict[Path, tuple[int, int]] = attrs.field(init=False, factory=dict)
     # The highest number of an intent that it knows: fewer later is another file.
     _highest: int = attrs.field(init=False, default=0)
-    # Whether a loop was closed that may have had payments in its hands.
-    _is_left: bool = attrs.field(init=False, default=False)
+    # Each loop is an owner, as long as it is not closed.
+    _owner_of: dict[asyncio.AbstractEventLoop, int] = attrs.field(
+        init=False, factory=dict[asyncio.AbstractEventLoop, int]
+    )
     # Works that were handed over and are not done; and a connection of the loop's, for
     # an outcome that need not wait for them. Both under the guard.
     _pending: int = attrs.field(init=False, default=0)
@@ -324,11 +369,12 @@ class SqliteStore(_SqlStore):
 
     async def take_feed(self, account: str) -> bool:
         """Become the one who reads the feed of an account, over all processes."""
-        return await self._hand_over(lambda _: self._take_feed(account), "read")
+        loop = asyncio.get_running_loop()
+        return await self._hand_over(lambda _: self._take_feed(account, loop), "read")
 
     def leave_feed(self, account: str) -> None:
         """Let others read it."""
-        self._readers.discard(account)
+        self._readers.pop(account, None)
         # At once: whoever is cancelled does not wait for the disk. It may be closed.
         with contextlib.suppress(OSError, IndexError):
             _lock(self._locks[0], _feed_byte(account, fcntl.F_UNLCK))
@@ -344,13 +390,17 @@ class SqliteStore(_SqlStore):
     def _hand_over(
         self, act: Callable[[Books], T], kind: _Kind = "write"
     ) -> Awaitable[T]:
-        before, loop = self._loop, self._home()
-        if before is not loop and before is not None and before.is_closed():
-            self._is_left = True
+        loop = self._home()
         work = _Work(act, loop, loop.create_future(), kind)
         with self._guard:
-            if kind == "keep" and not self._pending and self._is_done_at_once(work):
-                return work.ended
+            try:
+                if kind == "keep" and not self._pending and self._is_done_at_once(work):
+                    return work.ended
+            except BaseException:
+                # Somebody interrupts the program: what is known is not lost by that.
+                self._pending += 1
+                self._works.put(work)
+                raise
             try:
                 self._start()
             except RuntimeError as error:
@@ -375,10 +425,12 @@ class SqliteStore(_SqlStore):
     def _is_done_at_once(self, work: _Work) -> bool:
         """Write an outcome here and now, if nobody else is writing."""
         books = self._near
-        if books is None or self._kept or self._is_left:
+        owner = self._owner_of.get(work.loop)
+        if books is None or owner is None or self._kept:
             return False
         try:
             self._check_place()
+            books.owner = owner
             books.sql.execute("BEGIN IMMEDIATE")
             try:
                 work.ended.set_result(work.act(books))
@@ -408,7 +460,7 @@ class SqliteStore(_SqlStore):
                 with self._guard:
                     self._pending -= len(works)
                 if not _tell(works):
-                    self._is_left = True
+                    self._let_go()
             self._close()
 
     def _fail(self, works: list[_Work], error: BaseException) -> None:
@@ -440,32 +492,31 @@ class SqliteStore(_SqlStore):
 
     def _do(self, works: list[_Work]) -> None:
         """Do works in one transaction, behind those that an earlier one left."""
-        kept, self._kept = self._kept, []
+        # They are seen to be there until they are written.
+        kept = [*self._kept]
         try:
             books = self._books or self._open()
             self._check_place()
-            if self._is_left:
-                self._claim(books)
-                self._is_left = False
+            self._let_go()
             # Of this transaction, if it is kept.
             books.last = 0
             reads = all(work.kind == "read" for work in [*kept, *works])
             books.sql.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
             try:
                 for work in [*kept, *works]:
+                    books.owner = self._claim(work.loop)
                     _perform(work, books)
                 books.sql.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     books.sql.execute("ROLLBACK")
                 raise
-        except BaseException as error:
-            self._kept = kept
-            if isinstance(error, _GoneError):
-                # Closed, the log that nobody finds any more is written into the file,
-                # if nobody else has begun another one.
-                self._close_files()
+        except _GoneError:
+            # Closed, the log that nobody finds any more is written into the file, if
+            # nobody else has begun another one. What is under way stays ours.
+            self._close_files()
             raise
+        del self._kept[: len(kept)]
         self._highest = max(self._highest, books.last)
 
     def _open(self) -> Books:
@@ -485,14 +536,11 @@ class SqliteStore(_SqlStore):
             books = Books(sql, 0, self._is_alive, age)
             self._check_end(books.highest)
             self._near = Books(near, 0, self._is_alive, age)
-            for _ in range(2):
-                # Two views of the file: what one of them holds, the other can see.
+            while len(self._locks) < _VIEWS:
                 self._locks.append(os.open(self._owners, os.O_CREAT | os.O_RDWR, 0o600))
-            self._claim(books)
             self._note_places()
         except BaseException:
             self._near = None
-            self._unlock()
             sql.close()
             near.close()
             raise
@@ -509,27 +557,62 @@ class SqliteStore(_SqlStore):
             raise OSError(msg)
 
     def _check_log(self) -> None:
-        """Refuse a file that others use without its log: somebody has deleted that."""
-        log = self._beside("-wal")
-        if not self._file.stat().st_size or log.exists() or not self._owners.exists():
-            return
-        owners = os.open(self._owners, os.O_RDWR)
-        try:
-            is_used = _is_locked(owners, _byte(0, length=_READERS))
-        finally:
-            os.close(owners)
-        if is_used:
+        """
+        Refuse a file that others use with another log, or by another name.
+
+        Its log was deleted, or the file renamed, while they have it open: what they
+        have is in a log that nobody finds.
+        """
+        found = self._file.stat()
+        if (found.st_dev, found.st_ino) in _INHERITED_FILES:
             msg = (
-                f"{log} was deleted while other programs use the journal: end all of"
-                " them first, so that what they have is not lost"
+                "this process was forked from one that has it open, which SQLite cannot"
+                " bear: start it anew, or open the journal after the fork"
             )
             raise OSError(msg)
+        until = time.monotonic() + _PASSING
+        while found.st_size and not self._is_sound(found):
+            if time.monotonic() > until:
+                msg = (
+                    f"{self._beside('-wal')} was deleted, or the file renamed, while"
+                    " other programs use the journal: end all of them first, so that"
+                    " what they have is not lost"
+                )
+                raise OSError(msg)
+            # Others may be about to open it, or to close it.
+            time.sleep(_SOON)
+
+    def _is_sound(self, found: os.stat_result) -> bool:
+        """Tell whether nobody uses it, or all with the log that is there."""
+        is_owned, noted = self._others()
+        try:
+            log = self._beside("-wal").stat()
+        except FileNotFoundError:
+            return not is_owned and not _is_open(found.st_dev, found.st_ino)
+        return not is_owned or noted in {b"", _LOG_PLACE.pack(log.st_dev, log.st_ino)}
+
+    def _others(self) -> tuple[bool, bytes]:
+        """Tell whether others own something, and which log they have."""
+        if self._locks:
+            # What this store holds itself is none of others'.
+            views = self._locks[0]
+            noted = os.pread(views, _LOG_PLACE.size, 0)
+            return _is_locked(views, _byte(1, length=_READERS)), noted
+        if not self._owners.exists():
+            return False, b""
+        views = os.open(self._owners, os.O_RDWR)
+        try:
+            noted = os.pread(views, _LOG_PLACE.size, 0)
+            return _is_locked(views, _byte(1, length=_READERS)), noted
+        finally:
+            os.close(views)
 
     def _check_place(self) -> None:
         """Tell that the files are still those that were opened."""
         for path, known in self._places.items():
             try:
-                found = path.stat()
+                # A link in its place leads to a file of another name.
+                found = path.lstat()
             except FileNotFoundError:
                 msg = f"{path} was deleted or moved"
             else:
@@ -547,8 +630,11 @@ class SqliteStore(_SqlStore):
             self._beside("-wal"),
             self._beside("-shm"),
         ):
-            found = path.stat()
+            found = path.lstat()
             self._places[path] = found.st_dev, found.st_ino
+        log = self._places[self._beside("-wal")]
+        # For whoever opens it: all have this one.
+        os.pwrite(self._locks[0], _LOG_PLACE.pack(*log), 0)
 
     @property
     def _owners(self) -> Path:
@@ -590,20 +676,27 @@ class SqliteStore(_SqlStore):
                 sql.execute(f"PRAGMA application_id = {MARK}")
             return _ageing(sql)
 
-    def _claim(self, books: Books) -> None:
-        """Become an owner, and no longer who it was: hold a lock nobody else has."""
-        before, owner = books.owner, secrets.randbits(60) or 1
-        _lock(self._locks[0], _byte(owner))
-        books.owner = owner
-        if self._near is not None:
-            self._near.owner = owner
-        if before:
-            _lock(self._locks[0], _byte(before, fcntl.F_UNLCK))
+    def _claim(self, loop: asyncio.AbstractEventLoop) -> int:
+        """Return who a loop is as an owner: it holds a lock that nobody else has."""
+        owner = self._owner_of.get(loop)
+        if owner is None:
+            owner = secrets.randbits(60) or 1
+            _lock(self._locks[0], _byte(owner))
+            self._owner_of[loop] = owner
+        return owner
+
+    def _let_go(self) -> None:
+        """Give up what loops had that are closed: nobody carries it out any more."""
+        for loop in [loop for loop in self._owner_of if loop.is_closed()]:
+            _lock(self._locks[0], _byte(self._owner_of.pop(loop), fcntl.F_UNLCK))
+        for account, loop in [*self._readers.items()]:
+            if loop.is_closed():
+                self.leave_feed(account)
 
     def _is_alive(self, owner: int) -> bool:
         return _is_locked(self._locks[1], _byte(owner))
 
-    def _take_feed(self, account: str) -> bool:
+    def _take_feed(self, account: str, loop: asyncio.AbstractEventLoop) -> bool:
         # A lock is held by a file, which this store has once.
         if account in self._readers:
             return False
@@ -611,11 +704,12 @@ class SqliteStore(_SqlStore):
             _lock(self._locks[0], _feed_byte(account))
         except BlockingIOError:
             return False
-        self._readers.add(account)
+        self._readers[account] = loop
         return True
 
     def _unlock(self) -> None:
-        self._places.clear()
+        self._owner_of.clear()
+        self._readers.clear()
         while self._locks:
             os.close(self._locks.pop())
 
@@ -626,21 +720,39 @@ class SqliteStore(_SqlStore):
             except BaseException as error:  # noqa: BLE001 - as while it runs
                 number = len(self._kept)
                 _LOG.error("%d outcomes are not written down yet: %s", number, error)
+        # Before the files: whoever opens it without its log looks whether it is alone.
+        self._unlock()
         self._close_files()
 
     def _close_files(self) -> None:
         with self._guard:
             near, self._near = self._near, None
         books, self._books = self._books, None
-        # Before the files: whoever opens it without its log looks whether it is alone.
-        self._unlock()
+        if books is not None and self._file in self._places:
+            self._save(books)
+        self._places.clear()
         for each in (near, books):
             if each is not None:
                 each.sql.close()
 
+    def _save(self, books: Books) -> None:
+        """Write the log into a file that was renamed, where SQLite leaves it alone."""
+        try:
+            self._check_place()
+        except _GoneError:
+            return
+        except OSError:
+            device, number = self._places[self._file]
+            if not _is_open(device, number, but=os.getpid()):
+                with contextlib.suppress(sqlite3.Error):
+                    books.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def forget(self) -> None:
         """Have nothing open, in a child that was forked; the parent has it."""
         _INHERITED.extend(books for books in (self._books, self._near) if books)
+        if self._books is not None:
+            _INHERITED_FILES.add(self._places[self._file])
+        self._places.clear()
         self._books = self._near = self._thread = None
         self._works, self._kept, self._pending = queue.SimpleQueue(), [], 0
         self._guard, self._running = threading.Lock(), threading.Lock()
@@ -653,6 +765,7 @@ class _GoneError(OSError):
 
 # What a child has got of its parent: closed there, it would take locks away.
 _INHERITED: Final[list[Books]] = []
+_INHERITED_FILES: Final[set[tuple[int, int]]] = set()
 
 
 def _forget_all() -> None:
@@ -662,6 +775,21 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
+
+
+# In the file with the locks: the log that its owners have.
+_LOG_PLACE: Final = struct.Struct("QQ")
+
+
+def _is_open(device: int, number: int, but: int | None = None) -> bool:
+    """Tell whether a process has a file open as SQLite does: it holds a lock."""
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{number}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text("ascii").splitlines():
+            words = line.split()
+            if place in words and str(but) not in words:
+                return True
+    return False
 
 
 def _check_name(path: Path) -> None:

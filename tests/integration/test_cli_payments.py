@@ -563,6 +563,10 @@ async def test_looking_into_a_journal_needs_no_service(desk: Desk) -> None:
     config = desk.config()
     text = config.read_text().replace(desk.box.base_url, "http://127.0.0.1:9")
     config.write_text(text)
+    ran = await desk.run("payments", "list")
+    assert (ran.code, "another service" in ran.err) == (2, True)
+    more = ("--url", "http://127.0.0.1:9")
+    await desk.rows("payments", "account", "allow", "eur", *more)
     (row,) = await desk.rows("payments", "list", "--all")
     assert row["phase"] == "done"
     assert await desk.rows("payments", "list") == []

@@ -16,7 +16,17 @@ from typing import Any, Final
 import attrs
 import pytest
 
-from aio_agentapi import Phase, Role, Session, SessionManager, Settings, SqliteStore
+from aio_agentapi import (
+    Phase,
+    Role,
+    Secret,
+    Session,
+    SessionManager,
+    Settings,
+    SqliteStore,
+    _accounts,
+)
+from aio_agentapi._journal import Verdict
 from aio_agentapi.errors import (
     AgentAPIError,
     NotSentError,
@@ -72,12 +82,12 @@ class World:
         ) as manager:
             yield manager.session(token if name is None else name)
 
-    async def pay(self, token: str, key: str, **how: Any) -> str:
-        """Pay 10 by a key; return how that ended, and how often it was executed."""
+    async def pay(self, token: str, key: str, amount: int = 10, **how: Any) -> str:
+        """Pay by a key; return how that ended, and how often it was executed."""
         before = self.box.executed["wallet/deposit"]
         async with self.session(token, **how) as session:
             try:
-                await session.wallets.deposit(1, 10, key=key)
+                await session.wallets.deposit(1, amount, key=key)
                 end = "paid"
             except AgentAPIError as error:
                 assert error.happened == "no" or isinstance(error, OutcomeUnknownError)
@@ -122,7 +132,11 @@ async def test_a_key_pays_once_whatever_changes(
             if which == "reissued":
                 token = await here.reissue()
             for name, path, spell in itertools.product(NAMES, PATHS, spellings):
-                how = {"name": name, "path": tmp_path / path, "url": spell(url)}
+                how: dict[str, Any] = {
+                    "name": name,
+                    "path": tmp_path / path,
+                    "url": spell(url),
+                }
                 assert await here.pay(token, "k", **how) == "paid 0", (which, how)
         store = SqliteStore(here.path)
         (account,) = await store.accounts()
@@ -351,3 +365,76 @@ async def test_two_programs_by_two_paths(tmp_path: Path) -> None:
             assert (await paying).amount == 10
             assert (await two.wallets.deposit(1, 10, key="k")).amount == 10
         assert here.box.executed["wallet/deposit"] == 1
+
+
+async def test_a_name_is_never_another_accounts_label(tmp_path: Path) -> None:
+    """Sixteen digits that are another token's hash: it is an account of its own."""
+    async with world(tmp_path) as here:
+        digest = Secret(here.token()).digest
+        assert await here.pay(here.token(), "k", name=None) == "paid 1"
+        async with here.session(here.box.token("shop_2"), name=digest) as other:
+            user = (await other.users.create("bob")).user_code
+            await other.wallets.deposit(user, 10, key="own")
+            assert await other.payments.find("k") is None
+        assert await here.pay(here.token(), "k", name=None) == "paid 0"
+        store = SqliteStore(here.path)
+        labels = [account.label for account in await store.accounts()]
+        await store.aclose()
+        assert labels == [digest, f"{digest} (2)"]
+
+
+async def test_a_program_that_runs_goes_on_after_a_merge(tmp_path: Path) -> None:
+    """Its account is called otherwise by now: keys and open payments are there."""
+    async with world(tmp_path) as here:
+        async with here.session(here.token(), name=None) as session:
+            await session.wallets.deposit(1, 10, key="k")
+            store = SqliteStore(here.path)
+            account = attrs.evolve((await store.accounts())[0], label="eur")
+            empty = attrs.evolve(account, tokens=frozenset(), names=frozenset({"eur"}))
+            await store._hand_over(lambda books: _accounts.keep(books.sql, empty))
+            await store.merge(Secret(here.token()).digest, "eur")
+            assert (await session.wallets.deposit(1, 10, key="k")).amount == 10
+            here.box.faults.drop_after("wallet/deposit", times=1)
+            with pytest.raises(OutcomeUnknownError):
+                await session.wallets.deposit(1, 7, key="lost")
+            (lost,) = await session.payments.unknown()
+            assert lost.account == "eur"
+            assert (await session.payments.settle(lost)).phase is Phase.CONFIRMED
+            await store.aclose()
+        assert await here.pay(here.token(), "k") == "paid 0"
+        assert await here.pay(here.token(), "lost", amount=7) == "paid 0"
+
+
+async def test_nothing_is_looked_up_or_decided_by_a_name_alone(tmp_path: Path) -> None:
+    """Staging under production's name gets none of its payments, and decides none."""
+    async with world(tmp_path) as here, Sandbox(SWITCHES) as staging:
+        here.box.faults.drop_after("wallet/deposit", times=1)
+        assert await here.pay(here.token(), "k") == "OutcomeUnknownError 1"
+        store = SqliteStore(here.path)
+        verdict = Verdict(id=1, phase=Phase.NEEDS_PERSON, note="asked")
+        await store.write([verdict], lambda: 0.0)
+        token = staging.token("shop_1")
+        async with here.session(token, url=staging.base_url) as session:
+            payments = session.payments
+            for call in (
+                payments.find("k"),
+                payments.unknown(),
+                payments.settle(1),
+                payments.decide(1, False, "not here"),
+            ):
+                with pytest.raises(UsageError, match="another service"):
+                    await call
+        # Another agent of the same service, under its name.
+        async with here.session(here.box.token("shop_2")) as session:
+            with pytest.raises(UsageError, match="another agent"):
+                await session.payments.decide(1, False, "not here")
+        (kept,) = await store.intents()
+        await store.aclose()
+        assert kept.phase is Phase.NEEDS_PERSON
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "\ud800"])
+def test_a_name_that_cannot_be_is_refused(name: str) -> None:
+    """Before anything is written."""
+    with pytest.raises(UsageError, match="printable"):
+        SessionManager("https://x.example", accounts={name: "t" * 36})

@@ -194,11 +194,14 @@ def test_an_account_of_the_first_version_is_verified_by_a_user(label: str) -> No
 
 
 def test_an_agent_that_was_renamed_is_known_by_its_number() -> None:
-    """Its new name is noted; a deployment that tells no number loses none."""
+    """And a user; its new name is noted; who tells no number takes none away."""
     renamed = attrs.evolve(SHOP, name="shop_2")
-    same = found(LATER, KNOWN, agent=renamed)
+    # One number may be told of all agents.
+    assert found(LATER, KNOWN, agent=renamed) == Ask("eur", 5)
+    same = found(LATER, KNOWN, agent=renamed, users={"eur": True})
     assert isinstance(same, Account)
     assert same.agent == renamed
+    assert "another agent" in refused(LATER, KNOWN, agent=renamed, users={"eur": False})
     older = attrs.evolve(SHOP, agent_code=None)
     same = found(attrs.evolve(LATER), KNOWN, agent=older, users={"eur": True})
     assert isinstance(same, Account)

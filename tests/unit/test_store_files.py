@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from aio_agentapi import Intent, MemoryStore, Phase, SqliteStore, _accounts, _store
+from aio_agentapi._books import Books
 from aio_agentapi._identity import Account, Claim
 from aio_agentapi._journal import Store, Verdict
 from aio_agentapi._types import Moved
@@ -121,6 +123,88 @@ async def test_nobody_begins_beside_a_deleted_log(tmp_path: Path) -> None:
     assert found is not None
     assert found.phase is Phase.UNKNOWN
     await other.aclose()
+
+
+@pytest.mark.parametrize("ends", [("-wal", "-shm", "-owners"), ("-wal", "-shm")])
+@pytest.mark.parametrize("looked", [False, True])
+async def test_nobody_pays_beside_those_whose_log_is_gone(
+    tmp_path: Path, ends: tuple[str, ...], *, looked: bool
+) -> None:
+    """Whatever else was deleted, and though somebody has made another log by a look."""
+    if looked and "-owners" in ends:
+        # Nothing is left that tells it from a sound one.
+        return
+    store, path = SqliteStore(tmp_path / "j.db"), tmp_path / "j.db"
+    await become(store, await begun(store, intent(key="k")), Phase.DONE)
+    for end in ends:
+        Path(f"{path}{end}").unlink()
+    if looked:
+        look = ["import sqlite3, sys; sql = sqlite3.connect(sys.argv[1])"]
+        look += ["print(sql.execute('SELECT count(*) FROM sqlite_master').fetchone())"]
+        look += ["sys.stdout.flush(); sys.stdin.read()"]
+        shell = subprocess.Popen(  # noqa: ASYNC220, S603 - our own interpreter
+            [sys.executable, "-c", "; ".join(look), str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert shell.stdout is not None
+        assert await asyncio.to_thread(shell.stdout.readline)
+    other = SqliteStore(path)
+    with pytest.raises(JournalError, match="end all of them first"):
+        await other.begin(intent(key="k"), at(1.0))
+    if looked:
+        shell.communicate()
+    await store.aclose()
+    await other.aclose()
+
+
+@pytest.mark.parametrize("how", ["moved, with a link", "linked, and the first gone"])
+async def test_a_file_that_was_renamed_is_no_other_journal(
+    tmp_path: Path, how: str
+) -> None:
+    """Whoever has it open is told, and whoever comes by its new name is refused."""
+    store, path = SqliteStore(tmp_path / "j.db"), tmp_path / "j.db"
+    await become(store, await begun(store, intent(key="k")), Phase.DONE)
+    if how.startswith("moved"):
+        path.rename(tmp_path / "k.db")
+        path.symlink_to(tmp_path / "k.db")
+    else:
+        os.link(path, tmp_path / "k.db")
+        path.unlink()
+    other = SqliteStore(tmp_path / "k.db")
+    with pytest.raises(JournalError, match="end all of them first"):
+        await other.begin(intent(key="k"), at(1.0))
+    with pytest.raises(JournalError, match=r"j\.db was"):
+        await store.begin(intent(2), at(1.0))
+    await store.aclose()
+    # All have ended: what they had is in the file.
+    found = await other.begin(intent(key="k"), at(1.0))
+    assert found is not None
+    assert found.phase is Phase.DONE
+    await other.aclose()
+
+
+async def test_what_is_under_way_stays_whose_it_is_when_the_log_is_gone(
+    tmp_path: Path,
+) -> None:
+    """The file is opened anew, and nobody takes over what still runs."""
+    store, path = SqliteStore(tmp_path / "j.db"), tmp_path / "j.db"
+    sent = await begun(store, intent(1))
+    verdict = Verdict(
+        id=(await begun(store, intent(2))).id, phase=Phase.UNKNOWN, runs=True
+    )
+    await store.write([verdict], at(1.0))
+    (tmp_path / "j.db-wal").unlink()
+    with pytest.raises(JournalError, match="deleted"):
+        await store.begin(intent(3), at(1.0))
+    await begun(store, intent(3))
+    other = SqliteStore(path)
+    assert await other.adopt(at(2.0)) == 0
+    first, second, _ = await other.intents()
+    assert (first.id, first.phase) == (sent.id, Phase.SENT)
+    assert (second.phase, second.quiet) == (Phase.UNKNOWN, None)
+    await other.aclose()
+    await store.aclose()
 
 
 async def test_a_file_that_lacks_what_was_written_is_refused(tmp_path: Path) -> None:
@@ -337,6 +421,181 @@ async def test_a_thread_that_cannot_be_started_is_told(
     assert [i.phase for i in await reader.intents()] == [Phase.DONE]
     await store.aclose()
     await reader.aclose()
+
+
+async def test_a_loop_that_ends_takes_nothing_from_another(tmp_path: Path) -> None:
+    """One store, two loops in two threads: each owns what it has under way."""
+    store = SqliteStore(tmp_path / "j.db")
+    written = await begun(store, intent(1))
+
+    async def other() -> None:
+        await begun(store, intent(2))
+
+    await asyncio.to_thread(asyncio.run, other())
+    assert await store.adopt(at(1.0)) == 1
+    first, second = await store.intents()
+    assert (first, second.phase) == (written, Phase.UNKNOWN)
+    reader = SqliteStore(tmp_path / "j.db")
+    assert await reader.adopt(at(1.0)) == 0
+    await reader.aclose()
+    await store.aclose()
+
+
+async def test_a_loop_that_was_closed_reads_no_feed(store: Store) -> None:
+    """Its turn goes to whoever asks next."""
+
+    async def take() -> bool:
+        return await store.take_feed("eur")
+
+    assert await asyncio.to_thread(asyncio.run, take())
+    async with asyncio.timeout(10):
+        while not await store.take_feed("eur"):
+            await asyncio.sleep(0.001)
+    assert not await store.take_feed("eur")
+    store.leave_feed("eur")
+    await store.aclose()
+
+
+async def test_a_closed_loop_keeps_no_turn_in_memory() -> None:
+    """The store goes on in another one; what was under way there is unknown."""
+    store = MemoryStore()
+
+    async def other() -> None:
+        await begun(store, intent(1))
+
+    await asyncio.to_thread(asyncio.run, other())
+    await begun(store, intent(2))
+    await begun(store, intent(1))
+    assert [i.phase for i in await store.intents()] == [
+        Phase.UNKNOWN,
+        Phase.SENT,
+        Phase.SENT,
+    ]
+
+
+async def test_what_is_kept_is_not_overtaken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an outcome that is written at once, while the thread tries it again."""
+    monkeypatch.setattr(_store, "_AGAIN", 0.01)
+    store = SqliteStore(tmp_path / "j.db")
+    written = await begun(store, intent())
+    do, trying, go_on = SqliteStore._do, threading.Event(), threading.Event()
+
+    def slow(self: SqliteStore, works: list[Any]) -> None:
+        if self._kept:
+            trying.set()
+            go_on.wait(20)
+        do(self, works)
+
+    perform, broken = _store._perform, [True]
+
+    def failing(work: Any, books: Any) -> None:
+        if broken:
+            msg = "database is locked"
+            raise sqlite3.OperationalError(msg)
+        perform(work, books)
+
+    monkeypatch.setattr(SqliteStore, "_do", slow)
+    monkeypatch.setattr(_store, "_perform", failing)
+    lock = sqlite3.connect(tmp_path / "j.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    left_ = Verdict(id=written.id, phase=Phase.UNKNOWN, runs=True)
+    with pytest.raises(JournalError):
+        # The thread waits for the lock no longer than that.
+        assert store._books is not None
+        store._books.sql.execute("PRAGMA busy_timeout = 1")
+        await store.write([left_], at(1.0))
+    await asyncio.to_thread(trying.wait, 20)
+    lock.execute("ROLLBACK")
+    lock.close()
+    broken.clear()
+    late = Verdict(id=written.id, phase=Phase.CONFIRMED, moved=MOVED, late=True)
+    heard = store.write([late], at(2.0))
+    go_on.set()
+    ((found,),) = [await heard]
+    assert (found.phase, found.moved) == (Phase.CONFIRMED, MOVED)
+    assert found.quiet is not None
+    await store.aclose()
+
+
+async def test_an_interrupt_loses_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of writing it: it is written by the thread then."""
+    store = SqliteStore(tmp_path / "j.db")
+    written = await begun(store, intent())
+    check, armed = SqliteStore._check_place, [True]
+
+    def interrupted(self: SqliteStore) -> None:
+        check(self)
+        if armed and threading.current_thread() is threading.main_thread():
+            armed.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SqliteStore, "_check_place", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.write([Verdict(id=written.id, phase=Phase.DONE, moved=MOVED)], at(1.0))
+    assert [i.phase for i in await store.intents()] == [Phase.DONE]
+    await store.aclose()
+
+
+async def test_an_interrupt_leaves_no_row_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of a begin, or nothing of it."""
+    store = MemoryStore()
+    await begun(store, intent(1))
+    insert = Books._insert
+
+    def interrupted(self: Books, *args: Any) -> Intent:
+        insert(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Books, "_insert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.begin(intent(2), at(1.0))
+    assert len(await store.intents()) == 1
+    await begun(store, intent(2))
+
+
+FORKING: Final = """
+import asyncio, os, sys
+from aio_agentapi import Intent, SqliteStore
+from aio_agentapi.errors import JournalError
+
+async def begin(store):
+    try:
+        await store.begin(Intent(account="eur", operation="wallets.deposit",
+                                 user_code=1, amount=5), lambda: 1.0)
+        return "begun"
+    except JournalError as error:
+        return str(error)
+
+store = SqliteStore(sys.argv[1])
+assert asyncio.run(begin(store)) == "begun"
+child = os.fork()
+if child == 0:
+    print(asyncio.run(begin(SqliteStore(sys.argv[1]))), flush=True)
+    print(asyncio.run(begin(store)), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+async def test_a_forked_child_does_not_open_what_its_parent_has(tmp_path: Path) -> None:
+    """SQLite keeps what a process has locked: a clear error, and no hang."""
+    ran = subprocess.run(  # noqa: ASYNC221, S603 - our own interpreter
+        [sys.executable, "-c", FORKING, str(tmp_path / "j.db")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2, ran
+    assert all("was forked" in line and "Nothing was sent" in line for line in lines)
 
 
 # What a late response says.
