@@ -138,6 +138,7 @@ async def test_nobody_pays_beside_those_whose_log_is_gone(
     await become(store, await begun(store, intent(key="k")), Phase.DONE)
     for end in ends:
         Path(f"{path}{end}").unlink()
+    shell: subprocess.Popen[bytes] | None = None
     if looked:
         look = ["import sqlite3, sys; sql = sqlite3.connect(sys.argv[1])"]
         look += ["print(sql.execute('SELECT count(*) FROM sqlite_master').fetchone())"]
@@ -152,7 +153,7 @@ async def test_nobody_pays_beside_those_whose_log_is_gone(
     other = SqliteStore(path)
     with pytest.raises(JournalError, match="end all of them first"):
         await other.begin(intent(key="k"), at(1.0))
-    if looked:
+    if shell is not None:
         shell.communicate()
     await store.aclose()
     await other.aclose()
