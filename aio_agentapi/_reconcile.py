@@ -189,8 +189,10 @@ class Case:
             ]
             for i in opened
         }
-        # What has happened has its row for certain, and so it is the first to get one.
-        taken = _matched([*paid, *opened], edges)
+        # What has happened has its row for certain, and so it is the first to get one;
+        # then whoever is nearest to one.
+        nearest = sorted(opened, key=lambda intent: _nearest(intent, edges[intent.id]))
+        taken = _matched([*paid, *nearest], edges)
         facts = _Facts(
             timed=timed,
             windows=windows,
@@ -592,6 +594,12 @@ def _distance(intent: Intent, row: Transaction) -> tuple[float, int]:
     end = _end(intent)
     late = 0.0 if end is None else apart - (end - intent.born)
     return max(0.0, -apart, late), row.trans_id
+
+
+def _nearest(intent: Intent, rows: Sequence[Transaction]) -> tuple[float, int]:
+    """Return the least distance of a payment to one of its rows, and its number."""
+    distances = [_distance(intent, row)[0] for row in rows]
+    return min(distances, default=0.0), intent.id
 
 
 def _end(intent: Intent) -> float | None:

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import pytest
 
 from aio_agentapi import Intent, Phase, Settings
 from aio_agentapi._feed import Transaction, TransType
-from aio_agentapi._journal import Cursor
+from aio_agentapi._journal import Cursor, Verdict
 from aio_agentapi._reconcile import Case, Look, anchor_of, ready
 from aio_agentapi._types import Moved
 
@@ -397,49 +397,80 @@ def row(number: int, seconds: float, amount: str, balance: str) -> Transaction:
     )
 
 
-def test_a_row_that_need_not_be_of_what_happened_explains_nothing() -> None:
-    """Two rows fit it: the other one may be the lost payment's, rounded."""
-    paid = Intent(
-        id=1,
-        account="eur",
-        operation=KINDS[0],
-        user_code=1,
-        amount=Decimal("5.0055"),
-        phase=Phase.DONE,
-        moved=Moved(amount=Decimal("5.01"), balance=Decimal("15.03")),
-        created_at=when(1000),
-        changed_at=when(1002),
-        born=1000.0,
-        aged=1002.0,
-        cursor=Cursor(trans_id=8, seen=995.0),
-    )
-    lost = Intent(
-        id=2,
-        account="eur",
-        operation=KINDS[0],
-        user_code=1,
-        amount=Decimal("5.0055"),
-        phase=Phase.UNKNOWN,
-        created_at=when(1003),
-        changed_at=when(1004),
-        born=1003.0,
-        aged=1004.0,
-        quiet=1004.0,
-        longest=LONGEST,
-        cursor=Cursor(trans_id=11, seen=1003.0),
-    )
-    # By the service's clock, which is half a minute behind: the second looks nearer.
-    rows = [row(10, 970, "5.01", "15.03"), row(12, 1001, "5.01", "15.03")]
+def payment(number: int, at: float, phase: Phase, **given: Any) -> Intent:
+    """Make a deposit of 5 that took a second."""
+    fields: dict[str, Any] = {
+        "id": number,
+        "account": "eur",
+        "operation": KINDS[0],
+        "user_code": 1,
+        "amount": Decimal(5),
+        "phase": phase,
+        "created_at": when(at),
+        "changed_at": when(at + 1),
+        "born": at,
+        "aged": at + 1,
+        "quiet": at + 1 if phase is Phase.UNKNOWN else None,
+        "longest": LONGEST,
+        **given,
+    }
+    return Intent(**fields)
+
+
+def judge(
+    intents: Sequence[Intent], rows: Sequence[Transaction], settings: Settings
+) -> dict[int, Verdict]:
+    """Return what a reading of all rows says, a day later."""
     look = Look(
-        start=8,
-        at=when(2000),
-        begun=2000.0,
-        ended=2000.0,
+        start=0,
+        at=when(80_000),
+        begun=80_000.0,
+        ended=80_000.0,
         users=frozenset({1}),
         rows={1: rows},
     )
-    (verdict,) = Case([paid, lost], look, paid, SETTINGS).verdicts()
-    assert verdict.phase is Phase.NEEDS_PERSON
+    verdicts = Case(intents, look, None, settings).verdicts()
+    return {verdict.id: verdict for verdict in verdicts}
+
+
+HOUR: Final = 3600.0
+
+
+@pytest.mark.parametrize("told_by", ["nothing", "the time", "a cursor"])
+def test_an_old_payment_does_not_take_the_row_of_a_new_one(told_by: str) -> None:
+    """Lost at 12 and never executed; executed at 14 and lost: one row, at 14."""
+    old = payment(1, 12 * HOUR, Phase.UNKNOWN)
+    new = payment(2, 14 * HOUR, Phase.UNKNOWN)
+    rows = [row(50, 14 * HOUR, "5", "5")]
+    intents = [old, new]
+    if told_by == "the time":
+        # Its row says that both clocks agree.
+        moved = Moved(amount=Decimal(9), balance=Decimal(14))
+        done = payment(3, 15 * HOUR, Phase.DONE, amount=Decimal(9), moved=moved)
+        intents += [done]
+        rows += [row(51, 15 * HOUR, "9", "14")]
+    if told_by == "a cursor":
+        cursor = Cursor(trans_id=49, seen=14 * HOUR - 1)
+        intents = [old, attrs.evolve(new, cursor=cursor)]
+    found = judge(intents, rows, SETTINGS)
+    assert found[2].phase is Phase.CONFIRMED
+    assert found[2].trans_id == 50
+    assert found[1].phase is Phase.ABSENT
+
+
+def test_a_row_that_need_not_be_of_what_happened_explains_nothing() -> None:
+    """Two rows fit it: the other one may be the lost payment's, rounded."""
+    moved = Moved(amount=Decimal("5.01"), balance=Decimal("15.03"))
+    given: dict[str, Any] = {"amount": Decimal("5.0055")}
+    paid = payment(
+        1, 1000, Phase.DONE, moved=moved, cursor=Cursor(trans_id=8, seen=995.0), **given
+    )
+    lost = payment(
+        2, 1003, Phase.UNKNOWN, cursor=Cursor(trans_id=11, seen=1003.0), **given
+    )
+    # By the service's clock, which is half a minute behind: the second looks nearer.
+    rows = [row(10, 970, "5.01", "15.03"), row(12, 1001, "5.01", "15.03")]
+    assert judge([paid, lost], rows, SETTINGS)[2].phase is Phase.NEEDS_PERSON
 
 
 @pytest.mark.soak
