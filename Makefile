@@ -82,8 +82,7 @@ browser:
 test: check store peers
 	$(BIN)/coverage erase
 	@# By file: what a module sets up once is set up once.
-	@# They wait more than they compute: three workers for two processors.
-	$(BIN)/coverage run -m pytest -n 3 --dist loadfile
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 
