@@ -23,7 +23,7 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
 )
 from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
-from tests.conftest import OK_INFO, TOKEN, connect, read_request, serving
+from tests.conftest import OK_INFO, TOKEN, connect, read_request, serving, trusted
 
 
 def start(call: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -267,6 +267,8 @@ def test_an_answer_that_is_there_in_time_is_returned(factory: Any, clock: str) -
         async with SandboxProcess() as box, connect(box, "shop_1") as shop:
             user = (await shop.users.create("anna")).user_code
             await box.fault(Fault("hold", "wallet/deposit"))
+            # What is in flight is the payment, and no question whose it is.
+            trusted(shop)
             began = time.monotonic()
             options = {clock: 1.0, "attempts": 1}
             pay = start(shop.with_options(**options).wallets.deposit(user, 5))
