@@ -52,6 +52,7 @@ from aio_agentapi.errors import (
     OutcomeUnknownError,
     RefusedError,
     UnsupportedError,
+    UsageError,
 )
 
 _LOG: Final = logging.getLogger("aio_agentapi.payments")
@@ -245,7 +246,8 @@ class Cashier:
         Return what the journal calls the agent, without asking; None: it has none.
 
         Raises:
-            UsageError: Its name and its token are of two accounts.
+            UsageError: Its name and its token are of two accounts, or it is at another
+                service.
         """
         if self._account is not None:
             return self._account
@@ -256,9 +258,11 @@ class Cashier:
         """Return accounts of the journal that no session here is, with what is open."""
         store = self.store
         opened = Counter(i.account for i in await store.intents(phases=OPEN))
-        for claim in (self.claim, *self.siblings()):
-            if opened and (known := await store.linked(claim)) is not None:
-                opened.pop(known.label, None)
+        for claim in (self.claim, *self.siblings()) if opened else ():
+            # One that is refused has none of them, and is no matter of this one.
+            with contextlib.suppress(UsageError):
+                if (known := await store.linked(claim)) is not None:
+                    opened.pop(known.label, None)
         if not opened:
             return {}
         return {a: opened[a.label] for a in await store.accounts() if a.label in opened}

@@ -29,7 +29,7 @@ from aio_agentapi._store import MemoryStore
 from aio_agentapi._transport import Transport
 from aio_agentapi._types import Json, Operation, Query, Secret
 from aio_agentapi._wire import wire
-from aio_agentapi.errors import AgentAPIError, ClosedError, UsageError
+from aio_agentapi.errors import ClosedError, UsageError
 from aio_agentapi.resources.agents import Agents
 from aio_agentapi.resources.games import Games
 from aio_agentapi.resources.points import Points
@@ -475,7 +475,7 @@ class SessionManager:
                         # One that takes long keeps no other from it.
                         if (task := under_way.get(session)) is None or task.done():
                             under_way[session] = group.create_task(_settled(session))
-                except AgentAPIError as error:
+                except Exception as error:  # noqa: BLE001 - of any store; the next time may be better
                     told = "open payments could not be looked for: %s"
                     _PAYMENTS.warning(told, error)
                 await asyncio.sleep(every)
@@ -488,7 +488,12 @@ class SessionManager:
         found: list[Session] = []
         # A session that nobody has asked for yet is opened only for that.
         for secret in {*self._accounts.values(), *self._sessions} if labels else ():
-            account = await store.linked(self._claim(secret))
+            try:
+                account = await store.linked(self._claim(secret))
+            except UsageError as error:
+                # Of this account alone: the others are settled.
+                _PAYMENTS.warning("open payments could not be looked for: %s", error)
+                continue
             if account is not None and account.label in labels:
                 found.append(self.session(secret))
         return found

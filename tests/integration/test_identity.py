@@ -26,6 +26,7 @@ from aio_agentapi import (
     SqliteStore,
     _accounts,
 )
+from aio_agentapi._identity import Account
 from aio_agentapi._journal import Verdict
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -438,3 +439,40 @@ def test_a_name_that_cannot_be_is_refused(name: str) -> None:
     """Before anything is written."""
     with pytest.raises(UsageError, match="printable"):
         SessionManager("https://x.example", accounts={name: "t" * 36})
+
+
+async def test_an_account_that_is_refused_keeps_no_other_from_being_settled(
+    tmp_path: Path,
+) -> None:
+    """By hand and in the background, beside a name that is at another service."""
+    async with world(tmp_path) as here:
+        here.box.faults.drop_after("wallet/deposit", times=2)
+        assert await here.pay(here.token(), "a") == "OutcomeUnknownError 1"
+        assert await here.pay(here.token(), "b") == "OutcomeUnknownError 1"
+        store = SqliteStore(here.path)
+        elsewhere = Account(
+            label="old", urls=frozenset({"https://x"}), names=frozenset({"old"})
+        )
+        await store._hand_over(lambda books: _accounts.keep(books.sql, elsewhere))
+        accounts = {"eur": here.token(), "old": here.box.token("shop_2")}
+        manager = SessionManager(
+            here.box.base_url,
+            accounts=accounts,
+            settings=SETTINGS,
+            store=SqliteStore(here.path),
+        )
+        async with manager:
+            settled = await manager.session("eur").payments.settle_all()
+            assert {i.phase for i in settled} == {Phase.CONFIRMED}
+        here.box.faults.drop_after("wallet/deposit", times=1)
+        assert await here.pay(here.token(), "c") == "OutcomeUnknownError 1"
+        manager = SessionManager(
+            here.box.base_url,
+            accounts=accounts,
+            settings=attrs.evolve(SETTINGS, resolve_every=0.05),
+            store=SqliteStore(here.path),
+        )
+        async with manager, asyncio.timeout(30):
+            while (await store.intents())[-1].phase is not Phase.CONFIRMED:
+                await asyncio.sleep(0.01)
+        await store.aclose()
