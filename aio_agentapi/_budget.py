@@ -164,18 +164,42 @@ return {target, alive, dead, overdrawn, math.max(0, grace - now)}
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What a member tells the store, numbered."""
+    """
+    What a member tells the store.
+
+    Attributes:
+        number: Of the report, growing: an older one than the last is not carried out.
+
+        held: Permits that it holds.
+
+        wanted: Permits that it would use.
+
+        sent: When, in seconds of the member's clock: its lease counts from here.
+    """
 
     number: int
     held: int
     wanted: int
-    # By the member's clock, before it was sent: the lease counts from here.
     sent: float
 
 
 @attrs.frozen(kw_only=True)
 class Terms:
-    """How long things last, in seconds, and what is left without the store."""
+    """
+    How long things last, in seconds, and what is left without the store.
+
+    Attributes:
+        lease: For which permits are held without a word to the store.
+
+        heartbeat: Between two words to the store.
+
+        quarantine: For which the permits of a dead member are kept behind its lease.
+
+        static_share: Permits of this process while the store is gone. 0: none.
+
+    Raises:
+        UsageError: A value that cannot be. Nothing was sent.
+    """
 
     lease: float = 5.0
     heartbeat: float = 1.0

@@ -493,6 +493,9 @@ class Payments:
             process has left behind that died.
 
         Raises:
+            UsageError: The session's name and its token are of two accounts of the
+                journal, or its service is another. Nothing was sent.
+
             JournalError: The journal cannot be read.
 
         Source:
@@ -511,6 +514,9 @@ class Payments:
             The payment, None if there is none, or none any more.
 
         Raises:
+            UsageError: The session's name and its token are of two accounts of the
+                journal, or its service is another. Nothing was sent.
+
             JournalError: The journal cannot be read.
 
         Source:
@@ -540,7 +546,8 @@ class Payments:
             not unknown.
 
         Raises:
-            UsageError: The journal has no such payment of this account.
+            UsageError: The journal has no such payment of this account, or it is not
+                sure whose payments these are. Nothing was changed.
 
             JournalError: The journal cannot be read or written.
 
@@ -562,6 +569,8 @@ class Payments:
             Those that were open when it began, as they are then, the oldest first.
 
         Raises:
+            UsageError: It is not sure whose payments these are. Nothing was changed.
+
             JournalError: The journal cannot be read or written.
 
             CredentialError: The service does not accept the token.
@@ -583,10 +592,11 @@ class Payments:
                 number.
 
         Returns:
-            What moved.
+            What moved, and the user's balance after it.
 
         Raises:
-            UsageError: It happened, or nobody knows whether it did. Nothing was sent.
+            UsageError: It happened, or nobody knows whether it did; or the journal
+                has no such payment of this account. Nothing was sent.
 
             AgentAPIError: As the payment itself: ``happened`` says whether it may
                 have happened. It may have happened where the answer was lost again.
@@ -625,9 +635,13 @@ class Payments:
             The payment, ``confirmed`` or ``absent``.
 
         Raises:
-            UsageError: It does not need a person: settle it. Nothing was changed.
+            UsageError: It does not need a person: settle it; or the journal has no
+                such payment of this account. Nothing was changed.
 
-            JournalError: The journal cannot be written. Nothing was changed.
+            JournalError: The journal cannot be read or written. Nothing was changed.
+
+            AgentAPIError: The service could not be asked whose payments these are.
+                Nothing was changed.
 
         Source:
             Contract 6.

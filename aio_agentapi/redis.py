@@ -144,7 +144,13 @@ class RedisGate(LocalGate):
     Made by what :meth:`factory` returns, one for each token.
 
     Args:
-        settings: Limit, lanes and bounds, as of a local gate.
+        limit: Permits that it holds at first. 0: it asks the store for all.
+
+        batch_floor: As of :class:`LocalGate`.
+
+        max_waiting: As of :class:`LocalGate`.
+
+        settings: Whose ``limit`` is the number of permits of the token in all.
 
         store: What carries its reports.
 

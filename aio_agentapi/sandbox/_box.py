@@ -145,7 +145,18 @@ class Sandbox:
         return self._service.received
 
     def account(self, name: str) -> Account:
-        """Return the first account of that name, from the root downwards."""
+        """
+        Return the first account of that name, from the root downwards.
+
+        Args:
+            name: Of the account.
+
+        Returns:
+            The account as it is now; it does not change with the books.
+
+        Raises:
+            KeyError: There is no such account.
+        """
         account = self._service.deployment.ledger.account_named(name)
         if account is None:
             raise KeyError(name)
@@ -156,19 +167,46 @@ class Sandbox:
         return self._service.deployment.ledger.accounts()
 
     def token(self, name: str) -> str:
-        """Return the token of the account of that name."""
+        """
+        Return the token of the account of that name.
+
+        Raises:
+            KeyError: There is no such account.
+        """
         return self.account(name).token
 
     def users(self, name: str) -> list[User]:
-        """Return the users of the agent of that name, as they were created."""
+        """
+        Return the users of the agent of that name, in the order of their creation.
+
+        Raises:
+            KeyError: There is no such account.
+        """
         return self._service.deployment.ledger.users(self.account(name))
 
     def gauge(self, name: str) -> Gauge:
-        """Return the live gauge of the account of that name."""
+        """
+        Return the gauge of the account of that name, which goes on counting.
+
+        Raises:
+            KeyError: There is no such account.
+        """
         return self._service.gauge(self.account(name))
 
     def foreign(self, name: str, held: int) -> None:
-        """Let others hold so many of an account's permits."""
+        """
+        Let others hold so many of an account's permits.
+
+        Args:
+            name: Of the account.
+
+            held: How many, 0 or more.
+
+        Raises:
+            KeyError: There is no such account.
+
+            ValueError: Not a whole number of 0 or more. Nothing was changed.
+        """
         if not isinstance(held, int) or held < 0:
             msg = f"held: 0 or more, not {held!r}"
             raise ValueError(msg)
@@ -229,7 +267,20 @@ class Sandbox:
         return ledger.account(account.code)
 
     def mint(self, account: Account, points: Decimal | int) -> Move:
-        """Bring points into being at the root of an account, and move them to it."""
+        """
+        Bring points into being at the root of an account, and move them to it.
+
+        Args:
+            account: Who has them in the end.
+
+            points: How many, in major units, more than 0, at most four decimals.
+
+        Returns:
+            The last move, which has brought them to the account.
+
+        Raises:
+            ValueError: Not such an amount. Nothing was minted.
+        """
         ledger = self._service.deployment.ledger
         units = _units(points, least=1)
         lineage = account.lineage
@@ -401,6 +452,12 @@ class SandboxProcess:
         db: A file that keeps the state. None: memory.
 
         seed: Of the dice of latency and faults.
+
+    Attributes:
+        base_url: Where it answers; known once it has started.
+
+        tokens: Of its accounts, by name, as they were when it started: the first
+            hundred.
     """
 
     _switches: Switches | None = attrs.field(alias="switches", default=None)

@@ -79,7 +79,18 @@ class Fault:
 
 
 class Which(TypedDict, total=False):
-    """Which calls a fault hits and what becomes of them, as in :class:`Fault`."""
+    """
+    Which calls a fault hits and what becomes of them, as in :class:`Fault`.
+
+    Attributes:
+        times: How often still. None: until the faults are cleared.
+
+        share: With which probability a call is hit.
+
+        status: The HTTP status of the answer. None: the usual one.
+
+        executed: Whether the call is executed. None: as the fault does by itself.
+    """
 
     times: int | None
     share: float
@@ -124,7 +135,16 @@ class Faults:
         return tuple(self._on)
 
     def add(self, fault: Fault) -> None:
-        """Turn a fault on."""
+        """
+        Turn a fault on.
+
+        Args:
+            fault: Which; its path may be one of ``aliases``.
+
+        Raises:
+            ValueError: There is no such kind or path, or a value does not go with
+                the kind. No fault was turned on.
+        """
         if fault.kind not in KINDS:
             msg = f"there is no fault {fault.kind!r}; there are {', '.join(KINDS)}"
             raise ValueError(msg)

@@ -122,7 +122,34 @@ class RefusedCall(Exception):  # noqa: N818 - not a fault: the answer is a code
 
 @attrs.frozen(kw_only=True)
 class Account:
-    """One row of the hierarchy; points in ten-thousandths."""
+    """
+    One row of the hierarchy.
+
+    Attributes:
+        code: Its number.
+
+        name: Unique among its siblings.
+
+        role: ``"broker"``, ``"operator"`` or ``"agent"``.
+
+        parent: The code of the account above it, None at a root.
+
+        path: The codes from the root down to it, with slashes between them.
+
+        depth: How many accounts are above it.
+
+        currency: The service's number of it.
+
+        points: In ten-thousandths.
+
+        state: ``"active"`` or ``"suspended"``.
+
+        whitelist: The addresses it may call from; empty: any.
+
+        token: What its calls are signed with.
+
+        created: When, in UTC.
+    """
 
     code: int
     name: str
@@ -145,7 +172,26 @@ class Account:
 
 @attrs.frozen(kw_only=True)
 class Move:
-    """One move of points; amounts in ten-thousandths."""
+    """
+    One move of points; amounts in ten-thousandths.
+
+    Attributes:
+        id: Its number, growing.
+
+        source: The code of the account that had them. None: they were minted.
+
+        target: The code of the account that has them.
+
+        amount: How many.
+
+        source_after: The points of the source after it, None without a source.
+
+        target_after: The points of the target after it.
+
+        reference: What makes it repeatable, None where it had none.
+
+        created: When, in UTC.
+    """
 
     id: int
     source: int | None
@@ -165,7 +211,18 @@ class Move:
 
 @attrs.frozen(kw_only=True)
 class User:
-    """One player; its balance in ten-thousandths."""
+    """
+    One player.
+
+    Attributes:
+        code: Its number.
+
+        agent: The code of the account that it is a user of.
+
+        name: Unique among the users of its agent.
+
+        balance: In ten-thousandths.
+    """
 
     code: int
     agent: int

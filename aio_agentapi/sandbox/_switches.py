@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 from zoneinfo import ZoneInfo
 
@@ -11,8 +12,14 @@ from attrs.validators import ge
 Dates: TypeAlias = Literal["dashed", "dotted", "iso"]
 
 
-def _listed(switches: object, field: attrs.Attribute[Any], value: object) -> None:
-    words = get_args(get_type_hints(type(switches))[field.name])
+@functools.cache
+def _words(name: str) -> tuple[str, ...]:
+    """Return what a switch may be; it takes long to read that from its type."""
+    return get_args(get_type_hints(Switches)[name])
+
+
+def _listed(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    words = _words(field.name)
     if value not in words:
         msg = f"{field.name}: one of {words}, not {value!r}"
         raise ValueError(msg)
