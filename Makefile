@@ -6,17 +6,23 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 
-.PHONY: help demo test check store peers browser docs draw soak lowest bench bench-quick bench-gate \
-	bench-wire bench-journal bench-rows bench-shared bench-guard format changelog clean
+.PHONY: help demo test quick check store peers browser docs draw soak steady mutants matrix core \
+	pythons lowest bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared \
+	bench-guard format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
+	@echo "make quick   all checks, and the tests that need no process of their own; a minute"
 	@echo "make check   format, lint, layers, types"
 	@echo "make browser  chromium, for the tests that look at pages"
 	@echo "make docs    the site of the docs, in build/docs"
 	@echo "make draw    what the docs draw from the code: pictures and tables"
 	@echo "make soak    the long searches; some minutes"
+	@echo "make steady  all tests on a machine that has no time for them; an hour or two"
+	@echo "make mutants  the library with faults: which does no test find? half an hour"
+	@echo "make matrix  all tests on each Python that is there, and in other loops"
+	@echo "make pythons  the newest Pythons, in a Debian sid of their own, and matrix there"
 	@echo "make lowest  tests with the oldest packages that it works with; some minutes"
 	@echo "make bench   speed beside other clients; some minutes (bench-quick: one)"
 	@echo "make bench-gate  the gate on the loads it is made for; some minutes"
@@ -79,12 +85,17 @@ browser:
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "chromium is missing, and tests will say so: install it as root"
 
+# Several at a time, for many wait; by file, for what a module sets up once.
+PARALLEL := -n 4 --dist loadfile
+
 test: check store peers
 	$(BIN)/coverage erase
-	@# By file: what a module sets up once is set up once.
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
+
+quick: check
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not (soak or process or realtime)"
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W --keep-going -n -q docs build/docs
@@ -96,6 +107,35 @@ draw: $(VENV)/.dev
 
 soak: $(VENV)/.dev store peers
 	$(BIN)/python -m pytest -m soak
+
+steady: $(VENV)/.dev store peers browser
+	$(BIN)/python -m tests.steady
+
+mutants: $(VENV)/.dev store
+	$(BIN)/python -m tests.mutants
+
+matrix: $(VENV)/.dev store peers browser
+	$(BIN)/nox -s interpreters tests modes
+
+# On each other Python: what has to hold wherever the library runs.
+core: $(VENV)/.dev
+	$(BIN)/nox -s interpreters core
+
+# Needs root, and some minutes the first time. What is made there stays in build/sid.
+SID := build/sid
+SYSTEM := git,make,redis-server,nginx,haproxy,faketime,iproute2,chromium
+pythons:
+	@test -x $(SID)/usr/bin/apt-get || { \
+		command -v debootstrap >/dev/null || apt-get install -y -qq debootstrap >/dev/null; \
+		mkdir -p build && debootstrap --variant=minbase --include=ca-certificates sid \
+		$(SID) http://deb.debian.org/debian >build/debootstrap.log; }
+	@cp -L /etc/resolv.conf /etc/pip.conf $(SID)/etc/ 2>/dev/null || true
+	@mkdir -p $(SID)/project
+	@# Mounts of its own, which end with it.
+	unshare --mount --pid --fork sh -ec ' \
+		mount -t proc proc $(SID)/proc && mount --rbind /dev $(SID)/dev && \
+		mount --bind . $(SID)/project && \
+		exec chroot $(SID) sh -ec "cd /project && exec sh tests/pythons.sh"'
 
 # The bounds in pyproject.toml are true: each package as old as it may be. The tools that
 # test it stay new, so those that would not go with that are left out.

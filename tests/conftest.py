@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -12,10 +13,13 @@ import aiohttp
 import attrs
 import hypothesis
 import pytest
+import uvloop
 
 from aio_agentapi import Session, SessionManager, Settings, _store
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
 from tests.watch import watch
+
+pytest_plugins = ["tests.processes"]
 
 watch()
 
@@ -45,6 +49,37 @@ OK_INFO = (
     b' "balance": 1.5000, "rtp": 95}}'
 )
 TOKEN = "11111111-2222-3333-4444-555555555555"
+
+
+def eager() -> asyncio.AbstractEventLoop:
+    """Make a loop whose tasks begin where they are made."""
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    return loop
+
+
+def debugging() -> asyncio.AbstractEventLoop:
+    """Make a loop that looks at what is done with it."""
+    loop = asyncio.new_event_loop()
+    loop.set_debug(True)
+    return loop
+
+
+# In which loops the tests run: AGENTAPI_TEST_LOOP names one.
+LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "eager": eager,
+    "uvloop": uvloop.new_event_loop,
+    "debug": debugging,
+}
+_LOOP = os.environ.pop("AGENTAPI_TEST_LOOP", "asyncio")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[
+    str, Callable[[], asyncio.AbstractEventLoop]
+]:
+    """Run async tests in the loop that is asked for."""
+    return {_LOOP: LOOPS[_LOOP]}
 
 
 @pytest.fixture(params=["short", "ordinary"])

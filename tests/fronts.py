@@ -17,6 +17,7 @@ import attrs
 
 from aio_agentapi.sandbox import Sandbox
 from tests.conftest import read_request
+from tests.waiting import look_again
 
 # What becomes of a call that was executed. Its answer does not come in time; its
 # connection is reset, or closed, without one, or in the middle of it; or another front,
@@ -326,7 +327,7 @@ async def _running(
                     writer.close()
                     await writer.wait_closed()
                     break
-                await asyncio.sleep(0.01)
+                await look_again()
         yield
         assert process.returncode is None, said.read_text()
     finally:

@@ -25,6 +25,7 @@ async def hold(told: dict[str, Any]) -> None:
             with suppress(GateLostError):
                 await gate.acquire("interactive")
                 os.kill(os.getpid(), signal.SIGKILL)
+            # Until the store is there again.
             await asyncio.sleep(0.1)
 
 

@@ -37,6 +37,7 @@ import attrs
 import uvloop
 
 from aio_agentapi import Session, SessionManager, Settings, SqliteStore
+from tests.waiting import look_again
 
 T = TypeVar("T")
 
@@ -321,7 +322,7 @@ class Client:
         async with asyncio.timeout(PATIENCE):
             # Not wait(), which also waits for a copy of it that has its pipes.
             while self.process.returncode is None:
-                await asyncio.sleep(0.01)
+                await look_again()
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ import attrs
 from redis.asyncio import Redis
 
 from aio_agentapi import Secret
+from tests.waiting import look_again
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +52,7 @@ class RedisServer:
                     writer.close()
                     await writer.wait_closed()
                     return
-                await asyncio.sleep(0.01)
+                await look_again()
 
     async def kill(self) -> None:
         """Kill it; nothing of what it knew is left."""

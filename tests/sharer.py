@@ -33,6 +33,7 @@ class Sharer:
                 self.counted["done"] += 1
             except GateLostError:
                 self.counted["lost"] += 1
+                # It is of use again after some heartbeats.
                 await asyncio.sleep(0.05)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told
                 self.failed.append(repr(error))
@@ -64,6 +65,7 @@ class Sharer:
             began = time.perf_counter()
             await self.session.agents.info()
             took.append(time.perf_counter() - began)
+            # So often calls this one.
             await asyncio.sleep(pause)
         return took
 

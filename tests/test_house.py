@@ -124,3 +124,30 @@ def test_only_what_the_contract_calls_repeatable_is_repeated() -> None:
         "points.reclaim": "idempotent",
         "users.create": "idempotent",
     }
+
+
+def test_tests_wait_for_what_happens() -> None:
+    """And not for time: each sleep that is left says in a comment why it is there."""
+    silent: list[str] = []
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("*.py")):
+        text = path.read_text()
+        if "import in_virtual_time" in text or "import VirtualLoop" in text:
+            # There it costs nothing, and is exact.
+            continue
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "sleep"
+            ):
+                continue
+            (seconds,) = node.args
+            if isinstance(seconds, ast.Constant) and seconds.value == 0:
+                continue
+            above = lines[node.lineno - 2].strip()
+            said = above.startswith("#") or "#" in lines[node.lineno - 1]
+            if not said:
+                silent.append(f"{path.relative_to(tests)}:{node.lineno}")
+    assert not silent, "why does it sleep? Say so above, or wait for what happens"

@@ -11,6 +11,7 @@ import json
 import secrets
 import sqlite3
 import uuid
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -80,6 +81,8 @@ class Ledger:
         self.sql = sqlite3.connect(
             self._db or ":memory:", isolation_level=None, check_same_thread=False
         )
+        # Nobody closes one that was never started, or cannot be.
+        weakref.finalize(self, self.sql.close)
         self._check_version()
         if self._db is not None:
             # The tokens are in it.

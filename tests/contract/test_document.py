@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
     positive_data_acceptance,
 )
 
-from aio_agentapi.sandbox import SandboxProcess, Switches, document
+from aio_agentapi.sandbox import SandboxThread, Switches, document
 from tests.conftest import connect
 
 DOCUMENT = document()
@@ -65,7 +65,7 @@ class Place:
         }
 
 
-async def furnish(box: SandboxProcess) -> dict[str, Any]:
+async def furnish(box: SandboxThread) -> dict[str, Any]:
     """Make what calls can be about; return their members."""
     async with connect(box) as session:
         me = await session.agents.info()
@@ -74,7 +74,7 @@ async def furnish(box: SandboxProcess) -> dict[str, Any]:
         url = await session.games.launch_url(user.user_code, 1, "aurora_1")
         async with aiohttp.ClientSession() as http, http.get(url) as response:
             assert response.status == 200
-        played = await box.play("operator", user.user_code, 10, 5)
+        played = box.play("operator", user.user_code, 10, 5)
         agents = [agent async for agent in session.agents.list()]
     now = dt.datetime.now(dt.UTC)
     then = now - dt.timedelta(minutes=30)
@@ -114,21 +114,15 @@ async def furnish(box: SandboxProcess) -> dict[str, Any]:
     ids=["usual", "older", "null"],
 )
 def place(request: pytest.FixtureRequest) -> Generator[Place]:
-    """Run a stand-in in a process of its own."""
-    with asyncio.Runner() as runner, requests.Session() as http:
-        box = SandboxProcess(request.param)
-        runner.run(box.__aenter__())
-        try:
-            known = runner.run(furnish(box))
-            yield Place(
-                box.base_url,
-                box.tokens["operator"],
-                request.param.statuses == "http",
-                known,
-                http,
-            )
-        finally:
-            runner.run(box.__aexit__())
+    """Run a stand-in in a thread of its own."""
+    with SandboxThread(request.param) as box, requests.Session() as http:
+        yield Place(
+            box.base_url,
+            box.token("operator"),
+            request.param.statuses == "http",
+            asyncio.run(furnish(box)),
+            http,
+        )
 
 
 def speak_of_what_is_there(case: Case[Any], known: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ from aio_agentapi.sandbox import Fault, Sandbox
 from aio_agentapi.sandbox._faults import Kind
 from tests.conftest import answering, read_request, serving, trusted
 from tests.leak import is_in, told
+from tests.waiting import look_again
 
 # Sendings of a call that may be sent again.
 ATTEMPTS: Final = 2
@@ -104,7 +105,7 @@ class Scene:
             self.box.faults.clear()
         # Whatever is still under way comes to its end.
         while self.box.gauge("operator").in_flight:
-            await asyncio.sleep(0.005)
+            await look_again()
         ran_after, changed_after = self.state(effect)
         return error, ran_after - ran, changed_after - changed
 

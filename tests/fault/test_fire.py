@@ -25,9 +25,13 @@ import attrs
 import pytest
 
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from tests.cli import begin, run
 from tests.conftest import connect
-from tests.integration.test_cli import begin, run
 from tests.payer import Duty, duties
+from tests.waiting import look_again
+
+pytestmark = pytest.mark.process
+
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -172,6 +176,7 @@ async def payments_under_fire(scale: Scale, tmp_path: Path) -> None:
             until = await paid(box) + dice.randint(1, scale.payments // scale.kills)
             async with job(told) as process:
                 while await paid(box) < until and process.returncode is None:
+                    # The kill falls at any moment.
                     await asyncio.sleep(dice.uniform(0.001, 0.02))
         async with job(told) as process:
             _, err = await process.communicate()
@@ -185,7 +190,7 @@ async def payments_under_fire(scale: Scale, tmp_path: Path) -> None:
 
 async def test_payments_under_fire(tmp_path: Path) -> None:
     """No payment is lost or doubled, whatever is lost, and whoever is killed."""
-    await payments_under_fire(Scale(500, 25, 5, 1), tmp_path)
+    await payments_under_fire(Scale(150, 15, 3, 1), tmp_path)
 
 
 @pytest.mark.soak
@@ -198,7 +203,7 @@ async def test_many_payments_under_fire(tmp_path: Path) -> None:
 async def test_several_processes_pay_a_list_once(tmp_path: Path) -> None:
     """Four of them at once on one journal, one killed and started again."""
     path, db = tmp_path / "journal.db", tmp_path / "box.db"
-    scale = Scale(300, 15, 0, 3)
+    scale = Scale(120, 12, 0, 3)
     switches = Switches(latency=0.01, jitter=0.01, feed_spacing=0.1)
     async with SandboxProcess(switches, db=db) as box:
         await users(box, scale.users)
@@ -221,7 +226,7 @@ async def test_several_processes_pay_a_list_once(tmp_path: Path) -> None:
                 for number in range(4)
             ]
             while await paid(box) < scale.payments // 4:
-                await asyncio.sleep(0.01)
+                await look_again()
             jobs[0].kill()
             await jobs[0].communicate()
             jobs[0] = await stack.enter_async_context(job({**told, "shuffle": 4}))
@@ -264,6 +269,7 @@ async def points_under_fire(rows: int, kills: int, tmp_path: Path) -> None:
             while (await box.gauge("operator")).served < until:
                 if process.returncode is not None:
                     break
+                # As above.
                 await asyncio.sleep(dice.uniform(0.001, 0.01))
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -290,7 +296,7 @@ async def points_under_fire(rows: int, kills: int, tmp_path: Path) -> None:
 
 async def test_points_under_fire(tmp_path: Path) -> None:
     """Whatever is lost and whoever is killed: the plan, to the last digit, once."""
-    await points_under_fire(1000, 4, tmp_path)
+    await points_under_fire(500, 3, tmp_path)
 
 
 @pytest.mark.soak

@@ -27,6 +27,10 @@ from aio_agentapi.errors import (
 )
 from aio_agentapi.sandbox import Sandbox, Switches
 from tests.fronts import ELSEWHERE, End, Service, Site, haproxy, nginx, service
+from tests.waiting import look_again
+
+pytestmark = pytest.mark.process
+
 
 # Sendings of a call that may be sent again.
 ATTEMPTS: Final = 2
@@ -157,7 +161,7 @@ class Scene:
             while (
                 self.behind.came[path] - came < error.attempts or self.behind.executing
             ):
-                await asyncio.sleep(0.005)
+                await look_again()
         fate = Fate(
             type(error),
             error.happened,

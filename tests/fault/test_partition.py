@@ -38,9 +38,10 @@ from tests.namespaces import (
     pair,
     shop,
 )
+from tests.waiting import look_again
 
 # For what waits while all cases are played.
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.process]
 
 # Seconds after ``unacked`` until the kernel takes note of it: it counts from when it
 # sends something again, and looks when it would do so once more.
@@ -84,7 +85,7 @@ class Scene:
             self.left = await self.link.queued()
             if not self.left or time.monotonic() >= over:
                 return
-            await asyncio.sleep(0.01)
+            await look_again()
 
     @property
     def trying(self) -> float:
@@ -104,6 +105,7 @@ async def killed(scene: Scene) -> None:
 async def killed_for_long(scene: Scene) -> None:
     """The same, and let the link be cut for longer than the kernel would try."""
     await killed(scene)
+    # Nothing is to happen in that time, which is the kernel's.
     await asyncio.sleep(scene.trying)
 
 
@@ -333,13 +335,14 @@ class Stage:
         async with asyncio.timeout(PATIENCE):
             # More than it takes to connect.
             while await link.queued() < 100:
-                await asyncio.sleep(0.01)
+                await look_again()
         scene = Scene(link, payer, Settings(**SETTINGS[case.end]).unacked)
         await case.end(scene)
         assert not opened.came.is_set()
         link.mend(case.cut)
         async with asyncio.timeout(PATIENCE):
             await opened.came.wait()
+        # What does not come can only be waited for.
         await asyncio.sleep(SILENCE)
         late = opened.since(cut)
         if case.end in GO_ON:

@@ -33,6 +33,7 @@ from aio_agentapi import (
 from aio_agentapi._journal import Clock, Store
 from aio_agentapi.errors import GateTimeoutError, JournalError
 from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
+from tests.waiting import look_again
 
 # More turns of the loop than a payment on loopback takes.
 TURNS: Final = 70
@@ -267,7 +268,7 @@ async def test_a_locked_journal_takes_no_longer_than_the_call_has(
             session.with_options(deadline=0.5).wallets.deposit(user, 3, key="k")
         )
         while box.received.get("wallet/deposit", 0) < 3:
-            await asyncio.sleep(0.001)
+            await look_again()
         other.execute("BEGIN IMMEDIATE")
         box.faults.clear()
         began = loop.time()
@@ -277,7 +278,7 @@ async def test_a_locked_journal_takes_no_longer_than_the_call_has(
         while (found := await session.payments.find("k")) is None or (
             found.phase is not Phase.DONE
         ):
-            await asyncio.sleep(0.001)
+            await look_again()
         assert box.executed["wallet/deposit"] == 3
     other.close()
 
@@ -303,7 +304,7 @@ async def test_a_loop_that_was_closed_keeps_no_turn(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         while [i.phase for i in await store.intents()] != [Phase.UNKNOWN]:
             await store.adopt(lambda: 150.0)
-            await asyncio.sleep(0.001)
+            await look_again()
     assert [i.phase for i in await other.intents()] == [Phase.UNKNOWN]
     await store.aclose()
     await other.aclose()
@@ -378,7 +379,7 @@ class Storm:
                 if (await self.box.gauge("shop_1")).served >= until:
                     processes[which].kill()
                     break
-                await asyncio.sleep(0.002)
+                await look_again()
             await processes[which].communicate()
             processes[which] = await self.start(users, next(seeds))
         for process in processes:
@@ -406,6 +407,7 @@ class Storm:
 STORMY: Final = Switches(latency=0.003, jitter=0.003, feed_spacing=0.0)
 
 
+@pytest.mark.process
 async def test_a_storm_of_cancels_time_outs_and_kills(tmp_path: Path) -> None:
     """Two programs, either of them killed: each user pays afterwards."""
     async with SandboxProcess(STORMY) as box:

@@ -1,4 +1,4 @@
-"""The command line as its users run it: in a process of its own."""
+"""The command line as its users run it."""
 
 from __future__ import annotations
 
@@ -13,72 +13,23 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import attrs
 import pytest
 
 from aio_agentapi import Secret, Session
 from aio_agentapi.cli._agents import _Kept
-from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
+from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
+from tests.cli import begin, run, run_process
 from tests.conftest import TOKEN, connect
-
-
-@attrs.frozen
-class Ran:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The output as one document."""
-        return json.loads(self.out, parse_float=Decimal)
+from tests.waiting import look_again
 
 
 @pytest.fixture
-async def service() -> AsyncGenerator[SandboxProcess]:
-    """Start a stand-in of its own: the command is another process as well."""
-    async with SandboxProcess() as box:
+async def service() -> AsyncGenerator[Sandbox]:
+    """Start a stand-in, which serves while a command runs in another thread."""
+    async with Sandbox() as box:
         yield box
-
-
-async def run(
-    box: SandboxProcess | None,
-    *args: str | Path,
-    name: str = "operator",
-    send: bytes | None = None,
-    env: Mapping[str, str] | None = None,
-) -> Ran:
-    """Run ``agentapi`` with an environment of its own."""
-    process = await begin(box, *args, name=name, env=env)
-    out, err = await process.communicate(send)
-    return Ran(process.returncode or 0, out.decode(), err.decode())
-
-
-async def begin(
-    box: SandboxProcess | None,
-    *args: str | Path,
-    name: str = "operator",
-    env: Mapping[str, str] | None = None,
-) -> asyncio.subprocess.Process:
-    """Start ``agentapi``."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENTAPI_")}
-    if box is not None:
-        kept |= {"AGENTAPI_BASE_URL": box.base_url, "AGENTAPI_TOKEN": box.tokens[name]}
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "aio_agentapi.cli",
-        *args,
-        env=kept | {"XDG_CONFIG_HOME": "/nonexistent"} | dict(env or {}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
 
 
 async def shops(session: Session, count: int = 0) -> list[int]:
@@ -88,13 +39,13 @@ async def shops(session: Session, count: int = 0) -> list[int]:
     return [agent.agent_code async for agent in session.agents.list()]
 
 
-async def test_info_and_points(service: SandboxProcess) -> None:
+async def test_info_and_points(service: Sandbox) -> None:
     """For people as columns, for programs as one document with exact numbers."""
     ran = await run(service, "info")
     assert (ran.code, ran.err) == (0, "")
     assert "operator" in ran.out
     assert "500,000.0000" in ran.out
-    assert service.tokens["operator"] not in ran.out
+    assert service.token("operator") not in ran.out
     ran = await run(service, "info", "--json")
     assert ran.json["balance"] == Decimal("500000.0000")
     assert (await run(service, "points", "balance")).out == "500,000.0000\n"
@@ -102,7 +53,7 @@ async def test_info_and_points(service: SandboxProcess) -> None:
     assert ran.json == {"balance": Decimal("500000.0000")}
 
 
-async def test_agents(service: SandboxProcess, tmp_path: Path) -> None:
+async def test_agents(service: Sandbox, tmp_path: Path) -> None:
     """Create, list, draw, suspend and resume."""
     ran = await run(
         service, "agents", "create", "shop_7", "--allow", "127.0.0.1", "--json"
@@ -155,7 +106,7 @@ async def test_agents(service: SandboxProcess, tmp_path: Path) -> None:
     assert ran.json["state"] == "active"
 
 
-async def test_points_move(service: SandboxProcess) -> None:
+async def test_points_move(service: Sandbox) -> None:
     """Transfer, reclaim and history, and what goes wrong with its code."""
     async with connect(service) as session:
         shop, _ = await shops(session)
@@ -178,18 +129,16 @@ async def test_points_move(service: SandboxProcess) -> None:
         assert (code, "") == (ran.code, ran.out), ran.err
         assert said in ran.err
         assert "Traceback" not in ran.err
-    await service.fault(Fault("drop_after", "points/transfer"))
+    service.faults.add(Fault("drop_after", "points/transfer"))
     ran = await run(service, "points", "transfer", str(shop), "1")
     assert (ran.code, "may have happened" in ran.err) == (4, True)
 
 
-async def test_where_the_account_comes_from(
-    service: SandboxProcess, tmp_path: Path
-) -> None:
+async def test_where_the_account_comes_from(service: Sandbox, tmp_path: Path) -> None:
     """The environment, or a file that names where the token is."""
     config = tmp_path / "config.toml"
     token = tmp_path / "token"
-    token.write_text(service.tokens["shop_1"] + "\n")
+    token.write_text(service.token("shop_1") + "\n")
     config.write_text(
         f'base_url = "{service.base_url}"\n'
         "[settings]\ntimeout = 20.0\n"
@@ -199,7 +148,7 @@ async def test_where_the_account_comes_from(
         "[accounts.none]\n"
         '[accounts.lost]\ntoken_file = "/nonexistent/token"\n'
     )
-    one = {"ONE": service.tokens["shop_2"]}
+    one = {"ONE": service.token("shop_2")}
 
     async def name_of(*args: str, env: Mapping[str, str] | None = None) -> str:
         ran = await run(None, "--config", config, *args, "info", "--json", env=env)
@@ -208,7 +157,7 @@ async def test_where_the_account_comes_from(
     assert await name_of("--account", "one", env=one) == "shop_2"
     assert await name_of("--account", "two") == "shop_1"
     assert await name_of(env={"AGENTAPI_ACCOUNT": "two"}) == "shop_1"
-    assert await name_of(env={"AGENTAPI_TOKEN": service.tokens["broker"]}) == "broker"
+    assert await name_of(env={"AGENTAPI_TOKEN": service.token("broker")}) == "broker"
     for args, said in (
         (("--account", "one"), "ONE is not set"),
         (("--account", "bad"), "does not belong into this file"),
@@ -235,7 +184,7 @@ async def test_where_the_account_comes_from(
     assert (ran.code, "no such file" in ran.err) == (2, True)
 
 
-async def test_a_token_on_the_command_line_is_refused(service: SandboxProcess) -> None:
+async def test_a_token_on_the_command_line_is_refused(service: Sandbox) -> None:
     """In every form, without repeating it."""
     for args in (("--token", TOKEN), (f"--token={TOKEN}",)):
         ran = await run(service, *args, "info")
@@ -266,8 +215,10 @@ async def test_help_and_version() -> None:
 HEAD = "agent_code,amount\n"
 
 
-async def test_the_main_job(tmp_path: Path) -> None:
-    """Ten thousand rows, some refused: the results are complete, the sums equal."""
+@pytest.mark.process
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_the_main_job(tmp_path: Path, count: int) -> None:
+    """Thousands of rows, some refused: the results are complete, the sums equal."""
     async with (
         SandboxProcess(Switches(latency=0.005)) as service,
         connect(service) as session,
@@ -279,7 +230,7 @@ async def test_the_main_job(tmp_path: Path) -> None:
         # The first ones stay until all permits are in use, on any machine.
         await service.fault(Fault("delay", "points/transfer", times=50, seconds=1.0))
         rows: list[tuple[int, str]] = []
-        for number in range(10_000):
+        for number in range(count):
             code = codes[number % len(codes)]
             amount = f"{number % 97}.{number % 9973:04}"
             if number % 100 == 7:
@@ -300,7 +251,7 @@ async def test_the_main_job(tmp_path: Path) -> None:
         balances = {a.agent_code: a.balance async for a in session.agents.list()}
     with (tmp_path / "plan.csv.results.csv").open() as file:
         results = list(csv.DictReader(file))
-    assert list(range(2, 10_002)) == sorted(int(row["line"]) for row in results)
+    assert list(range(2, count + 2)) == sorted(int(row["line"]) for row in results)
     expected: Counter[int] = Counter()
     for row in results:
         code, amount = rows[int(row["line"]) - 2]
@@ -316,15 +267,22 @@ async def test_the_main_job(tmp_path: Path) -> None:
             wanted = {999_999: "2001", foreign.agent.agent_code: "1010"}
             assert wanted.get(code, "2005") == row["code"]
             assert row["reason"]
+    moved = count - 2 * (count // 100) - count // 1000
     ends = Counter(row["outcome"] for row in results)
     codes_met = Counter(row["code"] for row in results)
-    assert codes_met == {"2001": 100, "1010": 100, "2005": 10, "": 9790}
-    assert ends == {"moved": 9790, "refused": 210}
+    assert codes_met == {
+        "2001": count // 100,
+        "1010": count // 100,
+        "2005": count // 1000,
+        "": moved,
+    }
+    assert ends == {"moved": moved, "refused": count - moved}
     total = sum(Decimal(row["amount"]) for row in results if row["outcome"] == "moved")
     assert before - after == total == ran.json["total"]
-    for code in codes:
-        start = 1000 if code in codes[:2] else 0
-        assert start + expected[code] == balances[code]
+    # The first two had 1,000 before.
+    assert {c: (c in codes[:2]) * 1000 + expected[c] for c in codes} == {
+        c: balances[c] for c in codes
+    }
     assert (gauge.peak, gauge.busy) == (50, 0)
     assert (ends["moved"], ends["refused"], 0, 0) == (
         ran.json["moved"],
@@ -332,11 +290,11 @@ async def test_the_main_job(tmp_path: Path) -> None:
         ran.json["not_sent"],
         ran.json["unknown"],
     )
-    assert len({row["reference"] for row in results}) == 10_000
+    assert len({row["reference"] for row in results}) == count
 
 
 async def test_the_same_plan_again_moves_nothing(
-    service: SandboxProcess, tmp_path: Path
+    service: Sandbox, tmp_path: Path
 ) -> None:
     """A run that is finished says so; results without a journal are in the way."""
     async with connect(service) as session:
@@ -345,11 +303,11 @@ async def test_the_same_plan_again_moves_nothing(
         plan.write_text(f"{HEAD}{shop},1\n{other},2\n")
         ran = await run(service, "points", "distribute", plan)
         assert (ran.code, "moved       2 rows, 3" in ran.out) == (0, True)
-        served = (await service.gauge("operator")).served
+        served = service.gauge("operator").served
         again = tmp_path / "again.jsonl"
         ran = await run(service, "points", "distribute", plan, "--results", again)
         assert (ran.code, "This run is finished" in ran.out) == (0, True)
-        assert (await service.gauge("operator")).served == served + 1
+        assert service.gauge("operator").served == served + 1
         assert await session.points.balance() == 499_997
         assert len(again.read_text().splitlines()) == 2
         (tmp_path / "plan.csv.journal").unlink()
@@ -379,7 +337,7 @@ async def test_the_same_plan_again_moves_nothing(
     ],
 )
 async def test_a_malformed_plan_moves_nothing(
-    service: SandboxProcess, tmp_path: Path, text: str, said: list[str]
+    service: Sandbox, tmp_path: Path, text: str, said: list[str]
 ) -> None:
     """Every bad row is listed by its line, with the reason; code 2."""
     plan = tmp_path / "plan.csv"
@@ -389,11 +347,12 @@ async def test_a_malformed_plan_moves_nothing(
     for words in said:
         assert words in ran.err
     assert "Traceback" not in ran.err
-    assert (await service.gauge("operator")).served == 0
+    assert service.gauge("operator").served == 0
     assert [plan] == list(tmp_path.iterdir())
 
 
-async def test_json_lines(service: SandboxProcess, tmp_path: Path) -> None:
+@pytest.mark.process
+async def test_json_lines(service: Sandbox, tmp_path: Path) -> None:
     """By the ending of the name or by --format, from a file or standard input."""
     async with connect(service) as session:
         shop, _ = await shops(session)
@@ -418,7 +377,8 @@ async def test_json_lines(service: SandboxProcess, tmp_path: Path) -> None:
         (("-", "--format", "jsonl", "--results", tmp_path / "bad.csv"), bad),
         (("-",), text),
     ):
-        ran = await run(service, "points", "distribute", *args, send=send.encode())
+        words = ("points", "distribute", *args)
+        ran = await run_process(service, *words, send=send.encode())
         if send == bad:
             assert ran.code == 2
             assert all(f"standard input:{line}: " in ran.err for line in (1, 2, 3, 4))
@@ -428,7 +388,8 @@ async def test_json_lines(service: SandboxProcess, tmp_path: Path) -> None:
             assert (ran.code, "needs --results" in ran.err) == (2, True)
 
 
-async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None:
+@pytest.mark.process
+async def test_what_stops_a_run(service: Sandbox, tmp_path: Path) -> None:
     """A wrong token before it, a token that is refused meanwhile, an interrupt."""
     async with connect(service) as session, connect(service, "broker") as broker:
         shop, _ = await shops(session)
@@ -455,7 +416,7 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
 
         results.unlink()
         (tmp_path / "plan.csv.journal").unlink()
-        served = (await service.gauge("operator")).served
+        served = service.gauge("operator").served
         process = await begin(service, "points", "distribute", plan)
         await until_served(service, served + 300)
         me = (await session.agents.info()).agent_code
@@ -466,13 +427,14 @@ async def test_what_stops_a_run(service: SandboxProcess, tmp_path: Path) -> None
         assert b"stopped     points.transfer: code 1007" in out
 
 
-async def until_served(box: SandboxProcess, count: int) -> None:
+async def until_served(box: Sandbox, count: int) -> None:
     """Wait until the operator's calls are so many."""
-    while (await box.gauge("operator")).served < count:
-        await asyncio.sleep(0.01)
+    while box.gauge("operator").served < count:
+        await look_again()
 
 
-async def test_a_reader_that_goes_away(service: SandboxProcess) -> None:
+@pytest.mark.process
+async def test_a_reader_that_goes_away(service: Sandbox) -> None:
     """As with ``| head -1``: no traceback."""
     process = await begin(service, "points", "history", "--json")
     assert process.stdout is not None
@@ -481,6 +443,7 @@ async def test_a_reader_that_goes_away(service: SandboxProcess) -> None:
     assert b"Traceback" not in err
 
 
+@pytest.mark.process
 async def test_the_sandbox_in_the_foreground(tmp_path: Path) -> None:
     """It prints what a shell can read, serves, and ends when it is told to."""
     db = tmp_path / "box.db"
@@ -503,6 +466,7 @@ async def test_the_sandbox_in_the_foreground(tmp_path: Path) -> None:
     assert (ran.code, "cannot start" in ran.err) == (2, True)
 
 
+@pytest.mark.process
 async def test_the_sandbox_tells_where_its_back_office_is() -> None:
     """Which asks who it is, if that is wanted."""
     for options, title in (
@@ -523,6 +487,7 @@ async def test_the_sandbox_tells_where_its_back_office_is() -> None:
         assert process.returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 async def test_the_demo_shows_that_every_promise_holds() -> None:
     """Small, to the end."""
@@ -536,35 +501,36 @@ async def test_the_demo_shows_that_every_promise_holds() -> None:
 
 async def test_the_service_is_slow_to_say_no(tmp_path: Path) -> None:
     """A plan goes on at full speed while others hold permits."""
-    async with SandboxProcess(Switches(latency=0.005)) as box:
+    async with Sandbox(Switches(latency=0.005)) as box:
         async with connect(box) as session:
             shop, _ = await shops(session)
-        await box.foreign("operator", 40)
+        box.foreign("operator", 40)
         plan = tmp_path / "plan.csv"
         plan.write_text(HEAD + f"{shop},0.0001\n" * 500)
         ran = await run(box, "points", "distribute", plan, "--json")
         assert (ran.code, ran.json["moved"]) == (0, 500)
-        assert ran.json["busy_answers"] == (await box.gauge("operator")).busy > 0
+        assert ran.json["busy_answers"] == box.gauge("operator").busy > 0
 
 
-async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> None:
+@pytest.mark.process
+async def test_a_lost_answer_tells_how_to_repeat_it(service: Sandbox) -> None:
     """The reference that was made is shown, and moves once."""
     async with connect(service) as session:
         shop, _ = await shops(session)
-        await service.fault(Fault("drop_after", "points/transfer"))
+        service.faults.add(Fault("drop_after", "points/transfer"))
         ran = await run(service, "points", "transfer", str(shop), "5")
         assert ran.code == 4
         reference = ran.err.split("--reference ")[1].split()[0]
-        await service.clear_faults()
+        service.faults.clear()
         args = ("points", "transfer", str(shop), "5", "--reference", reference)
         assert (await run(service, *args)).code == 0
         assert await session.points.balance() == 499_995
 
-        await service.fault(Fault("hold", "points/transfer"))
+        service.faults.add(Fault("hold", "points/transfer"))
         process = await begin(service, "points", "transfer", str(shop), "7", "--json")
-        await until_served(service, (await service.gauge("operator")).served + 1)
+        await until_served(service, service.gauge("operator").served + 1)
         process.send_signal(signal.SIGINT)
-        await service.clear_faults()
+        service.faults.clear()
         out, err = await process.communicate()
         assert (process.returncode, out) == (130, b"")
         reference = err.decode().split("--reference ")[1].split()[0]
@@ -573,13 +539,14 @@ async def test_a_lost_answer_tells_how_to_repeat_it(service: SandboxProcess) -> 
         assert await session.points.balance() == 499_988
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 async def test_the_end_of_a_batch_job_loses_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """Signals end a run in order, and the same command goes on with it."""
     async with (
-        SandboxProcess(Switches(latency=0.02)) as service,
+        Sandbox(Switches(latency=0.02)) as service,
         connect(service) as session,
     ):
         shop, _ = await shops(session)
@@ -598,10 +565,11 @@ async def test_the_end_of_a_batch_job_loses_nothing(
         assert await session.points.balance() == 500_000 - 3000
 
 
+@pytest.mark.process
 async def test_a_kill_loses_nothing_either(tmp_path: Path) -> None:
     """What the file does not tell, the references do."""
     async with (
-        SandboxProcess(Switches(latency=0.02)) as service,
+        Sandbox(Switches(latency=0.02)) as service,
         connect(service) as session,
     ):
         shop, _ = await shops(session)
@@ -615,19 +583,23 @@ async def test_a_kill_loses_nothing_either(tmp_path: Path) -> None:
         assert await session.points.balance() == 500_000 - 1000
 
 
+@pytest.mark.process
 async def test_a_second_interrupt_gives_up(tmp_path: Path) -> None:
     """Also when others hold all permits and nothing would end."""
-    async with SandboxProcess() as service:
+    async with Sandbox() as service:
         async with connect(service) as session:
             shop, _ = await shops(session)
         plan = tmp_path / "plan.csv"
         plan.write_text(HEAD + f"{shop},1\n" * 500)
-        await service.fault(Fault("busy", "points/transfer"))
+        service.faults.add(Fault("busy", "points/transfer"))
         process = await begin(service, "points", "distribute", plan)
-        while (await service.gauge("operator")).busy < 5:
-            await asyncio.sleep(0.01)
+        while service.gauge("operator").busy < 5:
+            await look_again()
         process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.3)
+        # It goes on asking for what it has begun.
+        busy = service.gauge("operator").busy
+        while service.gauge("operator").busy < busy + 5:
+            await look_again()
         assert process.returncode is None
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(10):
@@ -636,7 +608,7 @@ async def test_a_second_interrupt_gives_up(tmp_path: Path) -> None:
 
 
 async def test_a_run_goes_on_with_its_own_plan_alone(
-    service: SandboxProcess, tmp_path: Path
+    service: Sandbox, tmp_path: Path
 ) -> None:
     """A plan that differs, is shorter or longer moves nothing, and is told where."""
     async with connect(service) as session:
@@ -659,10 +631,11 @@ async def test_a_run_goes_on_with_its_own_plan_alone(
         assert await session.points.balance() == 499_997
 
 
+@pytest.mark.process
 async def test_a_plan_is_what_it_was_when_it_was_checked(tmp_path: Path) -> None:
     """Whatever happens to the file afterwards."""
     async with (
-        SandboxProcess(Switches(latency=0.02)) as service,
+        Sandbox(Switches(latency=0.02)) as service,
         connect(service) as session,
     ):
         shop, other = await shops(session)
@@ -676,8 +649,9 @@ async def test_a_plan_is_what_it_was_when_it_was_checked(tmp_path: Path) -> None
         assert await session.points.balance() == 500_000 - 2000
 
 
+@pytest.mark.process
 async def test_a_plan_from_a_pipe_and_from_nowhere(
-    service: SandboxProcess, tmp_path: Path
+    service: Sandbox, tmp_path: Path
 ) -> None:
     """A named pipe is a file; a closed standard input is told."""
     async with connect(service) as session:
@@ -706,7 +680,7 @@ async def test_a_plan_from_a_pipe_and_from_nowhere(
     ],
 )
 async def test_json_that_could_be_read_in_two_ways(
-    service: SandboxProcess, tmp_path: Path, row: str
+    service: Sandbox, tmp_path: Path, row: str
 ) -> None:
     """It is refused, and shown without its control characters."""
     plan = tmp_path / "plan.jsonl"
@@ -717,8 +691,9 @@ async def test_json_that_could_be_read_in_two_ways(
     assert "\x1b" not in ran.err
 
 
+@pytest.mark.process
 async def test_the_exit_code_survives_a_broken_output(
-    service: SandboxProcess, tmp_path: Path
+    service: Sandbox, tmp_path: Path
 ) -> None:
     """What happened to the money does not depend on who reads the summary."""
     async with connect(service) as session:
@@ -733,7 +708,7 @@ async def test_the_exit_code_survives_a_broken_output(
         )
         env = {
             "AGENTAPI_BASE_URL": service.base_url,
-            "AGENTAPI_TOKEN": service.tokens["operator"],
+            "AGENTAPI_TOKEN": service.token("operator"),
         }
         process = await asyncio.create_subprocess_exec(
             "bash",
@@ -748,6 +723,7 @@ async def test_the_exit_code_survives_a_broken_output(
         assert "999" in results.read_text()
 
 
+@pytest.mark.process
 async def test_a_service_that_goes_away_stops_a_run(tmp_path: Path) -> None:
     """After a hundred rows that did not reach it."""
     async with SandboxProcess(Switches(latency=0.02)) as service:
@@ -755,13 +731,14 @@ async def test_a_service_that_goes_away_stops_a_run(tmp_path: Path) -> None:
             shop, _ = await shops(session)
         plan = tmp_path / "plan.csv"
         plan.write_text(HEAD + f"{shop},1\n" * 20_000)
-        process = await begin(service, "points", "distribute", plan)
-        await until_served(service, 200)
+        running = asyncio.create_task(run(service, "points", "distribute", plan))
+        while (await service.gauge("operator")).served < 200:
+            await look_again()
         service._process.kill()
-        out, _ = await process.communicate()
+        ran = await running
     # What was under way when it went may have happened.
-    assert process.returncode == (4 if b"\nunknown " in out else 3)
-    assert b"100 rows in a row did not get through" in out
+    assert ran.code == (4 if "\nunknown " in ran.out else 3)
+    assert "100 rows in a row did not get through" in ran.out
     text = (tmp_path / "plan.csv.results.csv").read_text()
     assert 100 <= text.count(",not_sent,") < 1000
 
@@ -793,7 +770,7 @@ async def test_wrong_settings_are_wrong_use(tmp_path: Path) -> None:
 
 
 async def test_a_token_file_that_exists_stops_the_creation(
-    service: SandboxProcess,
+    service: Sandbox,
 ) -> None:
     """Nothing is created whose token would have no place."""
     ran = await run(service, "agents", "create", "shop_7", "--token-file", "/dev/full")

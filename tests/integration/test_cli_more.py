@@ -18,9 +18,10 @@ from aio_agentapi import AgentInfo, AgentNode, PlanRow, State
 from aio_agentapi.cli import _show
 from aio_agentapi.cli._command import guarded
 from aio_agentapi.errors import NotSentError
-from aio_agentapi.sandbox import Fault, SandboxProcess, Switches, document
+from aio_agentapi.sandbox import Fault, Sandbox, Switches, document
+from tests.cli import Ran, run
 from tests.conftest import OK_INFO, TOKEN, answering, connect, serving
-from tests.integration.test_cli import Ran, run, service
+from tests.integration.test_cli import service
 
 __all__ = ["service"]
 
@@ -31,15 +32,16 @@ def rows(ran: Ran) -> list[dict[str, object]]:
     return [json.loads(line, parse_float=Decimal) for line in ran.out.splitlines()]
 
 
-async def test_a_token_is_reissued(service: SandboxProcess, tmp_path: Path) -> None:
+async def test_a_token_is_reissued(service: Sandbox, tmp_path: Path) -> None:
     """Shown this once, or in a file of its own; the old one stops working."""
     async with connect(service) as session:
         codes = [str(agent.agent_code) async for agent in session.agents.list()]
+    old = {"AGENTAPI_TOKEN": service.token("shop_1")}
     ran = await run(service, "agents", "reissue-token", codes[0], "--json")
     token = ran.json["token"]
     ran = await run(service, "info", env={"AGENTAPI_TOKEN": token})
     assert "shop_1" in ran.out
-    ran = await run(service, "info", name="shop_1")
+    ran = await run(service, "info", env=old)
     assert ran.code == 3
     kept = tmp_path / "token"
     ran = await run(service, "agents", "reissue-token", codes[1], "--token-file", kept)
@@ -61,7 +63,7 @@ async def test_a_token_is_reissued(service: SandboxProcess, tmp_path: Path) -> N
     )
 
 
-async def test_users_and_their_money(service: SandboxProcess) -> None:
+async def test_users_and_their_money(service: Sandbox) -> None:
     """Created, paid, shown; exact in JSON, and grouped for people."""
     ran = await run(service, "users", "create", "anna", "--json")
     user = str(ran.json["user_code"])
@@ -85,7 +87,7 @@ async def test_users_and_their_money(service: SandboxProcess) -> None:
         ran = await run(service, *words)
         assert (ran.code, ran.out) == (code, "")
         assert ran.err.startswith("agentapi: ")
-    minted, held = await service.audit()
+    minted, held = service.audit()
     assert minted == held
 
 
@@ -93,29 +95,29 @@ async def test_users_and_their_money(service: SandboxProcess) -> None:
     "words", [("deposit", "1"), ("withdraw", "1"), ("withdraw-all",)]
 )
 async def test_a_lost_answer_of_a_wallet_is_told(
-    service: SandboxProcess, words: tuple[str, ...]
+    service: Sandbox, words: tuple[str, ...]
 ) -> None:
     """Code 4: it may have happened; and it was sent once."""
     async with connect(service) as session:
         user = (await session.users.create("anna")).user_code
         await session.wallets.deposit(user, 10)
-    before = (await service.gauge("operator")).served
+    before = service.gauge("operator").served
     command, *rest = words
-    await service.fault(Fault("drop_after", f"wallet/{command}"))
+    service.faults.add(Fault("drop_after", f"wallet/{command}"))
     ran = await run(service, "wallets", command, str(user), *rest)
     assert (ran.code, ran.out) == (4, "")
     assert "It may have happened" in ran.err
     # It asks first whose token it is.
-    assert (await service.gauge("operator")).served == before + 2
+    assert service.gauge("operator").served == before + 2
 
 
 async def test_transactions_and_statistics() -> None:
     """From a row on, and over a while; times without a zone are the service's."""
-    async with SandboxProcess(Switches(feed_spacing=0)) as service:
+    async with Sandbox(Switches(feed_spacing=0)) as service:
         async with connect(service) as session:
             user = (await session.users.create("anna")).user_code
             await session.wallets.deposit(user, 10)
-        number = await service.play("operator", user, 4, 1)
+        number = service.play("operator", user, 4, 1)
         since = rows(await run(service, "transactions", "since", "0", "--json"))
         assert [row["trans_type"] for row in since] == [4, 1, 2]
         assert since[1]["round_id"] == number
@@ -142,7 +144,7 @@ async def test_transactions_and_statistics() -> None:
         assert ran.code == 2
 
 
-async def test_games(service: SandboxProcess) -> None:
+async def test_games(service: Sandbox) -> None:
     """Whose there are, which, a link into one, and who is in."""
     async with connect(service) as session:
         user = str((await session.users.create("anna")).user_code)
@@ -171,7 +173,7 @@ async def test_games(service: SandboxProcess) -> None:
     assert (ran.code, "UNDER_MAINTENANCE" in ran.err) == (4, True)
 
 
-async def test_any_path(service: SandboxProcess) -> None:
+async def test_any_path(service: Sandbox) -> None:
     """With exact numbers both ways; what moves money has its own command."""
     ran = await run(service, "call", "agent/info", "--read")
     assert ran.json["balance"] == Decimal("500000.0000")
@@ -199,7 +201,8 @@ async def test_the_document_is_written() -> None:
     assert (ran.code, ran.json) == (0, json.loads(json.dumps(document())))
 
 
-async def test_what_was_done_is_done(service: SandboxProcess) -> None:
+@pytest.mark.process
+async def test_what_was_done_is_done(service: Sandbox) -> None:
     """A suspension that cannot be shown is no wrong use: it has happened."""
     async with connect(service) as session:
         (code, *_) = [agent.agent_code async for agent in session.agents.list()]
@@ -208,7 +211,7 @@ async def test_what_was_done_is_done(service: SandboxProcess) -> None:
             *(sys.executable, "-m", "aio_agentapi.cli", "agents", "suspend", str(code)),
             env=dict(os.environ)
             | {"AGENTAPI_BASE_URL": service.base_url}
-            | {"AGENTAPI_TOKEN": service.tokens["operator"]},
+            | {"AGENTAPI_TOKEN": service.token("operator")},
             stdout=disk,
             stderr=asyncio.subprocess.PIPE,
         )

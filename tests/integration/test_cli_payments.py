@@ -19,9 +19,10 @@ import attrs
 import pytest
 
 from aio_agentapi import SessionManager, SqliteStore
-from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
+from aio_agentapi.sandbox import Fault, Sandbox, Switches
+from tests.cli import Ran, begin, run
 from tests.conftest import TOKEN, connect
-from tests.integration.test_cli import Ran, begin, run
+from tests.waiting import look_again
 
 # So that settling knows what is absent in less than a second.
 _SETTINGS = {
@@ -35,7 +36,7 @@ _SETTINGS = {
 class Desk:
     """A stand-in, an account "eur" in a configuration file, and a journal."""
 
-    box: SandboxProcess
+    box: Sandbox
     folder: Path
 
     @property
@@ -62,7 +63,7 @@ class Desk:
         return {
             "AGENTAPI_CONFIG": str(config),
             "AGENTAPI_ACCOUNT": "eur",
-            "EUR": self.box.tokens["operator"],
+            "EUR": self.box.token("operator"),
             **more,
         }
 
@@ -103,7 +104,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncGenerator[Desk]:
     """Start a stand-in whose feed may be read again soon."""
-    async with SandboxProcess(Switches(feed_spacing=0.1)) as box:
+    async with Sandbox(Switches(feed_spacing=0.1)) as box:
         yield Desk(box, tmp_path)
 
 
@@ -176,7 +177,7 @@ async def test_a_journal_knows_an_account_by_its_name_and_by_its_token(
     unnamed = {"AGENTAPI_JOURNAL": str(desk.journal)}
     pay = ("wallets", "deposit", user, "1", "--key", "unnamed")
     assert (await run(desk.box, *pay, env=unnamed)).code == 0
-    token = desk.box.tokens["operator"]
+    token = desk.box.token("operator")
     for name in ("eur", "main", token):
         async with SessionManager(
             desk.box.base_url,
@@ -192,7 +193,7 @@ async def test_a_journal_knows_an_account_by_its_name_and_by_its_token(
 async def test_what_is_open_of_another_account_is_said(desk: Desk) -> None:
     """List, settle and the doctor: whose it is, and an exit code that is not 0."""
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "1", "--key", "k")).code == 4
     other = {"AGENTAPI_JOURNAL": str(desk.journal)}
     for command in (("payments", "list"), ("payments", "settle")):
@@ -261,7 +262,7 @@ async def test_a_lost_payment_that_happened(desk: Desk) -> None:
     """Code 4 names the command that finds out, and that one says that it happened."""
     user = await desk.user()
     await desk.run("wallets", "deposit", user, "1")
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     pay = ("wallets", "deposit", user, "2.5", "--key", "order-1")
     ran = await desk.run(*pay)
     assert (ran.code, ran.out) == (4, "")
@@ -290,7 +291,7 @@ async def test_a_lost_payment_that_did_not_happen(desk: Desk) -> None:
     user = await desk.user()
     # Others pay this user too: the 10 are of no payment in this journal.
     desk.config(sole_writer=False)
-    await desk.box.fault(Fault("drop_before", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_before", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     ran = await desk.run("payments", "resend", "1")
     assert (ran.code, "is unknown" in ran.err) == (2, True)
@@ -309,7 +310,7 @@ async def test_a_lost_payment_that_did_not_happen(desk: Desk) -> None:
 async def test_what_no_payment_explains_is_for_a_person(desk: Desk) -> None:
     """Where the journal should have all: it may be this one, with another amount."""
     user = await desk.user()
-    await desk.box.fault(Fault("drop_before", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_before", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     (row,) = await desk.rows("payments", "settle", "1", code=4)
     assert row["phase"] == "needs_person"
@@ -319,7 +320,7 @@ async def test_what_no_payment_explains_is_for_a_person(desk: Desk) -> None:
 async def test_a_payment_that_is_lost_again(desk: Desk) -> None:
     """Resending ends like a payment: code 4, and the number of the new one."""
     user = await desk.user()
-    await desk.box.fault(Fault("drop_before", "wallet/withdraw", times=2))
+    desk.box.faults.add(Fault("drop_before", "wallet/withdraw", times=2))
     assert (await desk.run("wallets", "withdraw", user, "2")).code == 4
     assert (await desk.run("payments", "settle", "1")).code == 0
     ran = await desk.run("payments", "resend", "1")
@@ -330,7 +331,7 @@ async def test_a_payment_that_needs_a_person(desk: Desk) -> None:
     """Others may have made the row: a person decides, and says how that is known."""
     desk.config(sole_writer=False)
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=2))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=2))
     for _ in range(2):
         assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     known = ("--note", "asked the user")
@@ -355,7 +356,7 @@ async def test_what_nobody_knows_is_no_number(desk: Desk) -> None:
     """What a person says happened has no balance: null, and not NaN."""
     desk.config(sole_writer=False)
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/withdraw-all", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/withdraw-all", times=1))
     pay = ("wallets", "withdraw-all", user, "--key", "all")
     assert (await desk.run(*pay)).code == 4
     assert (await desk.run("payments", "settle")).code == 4
@@ -370,7 +371,7 @@ async def test_settling_has_a_deadline(desk: Desk) -> None:
     """What is not sure by then stays as it is, with code 4."""
     desk.config(longest_call=3600)
     user = await desk.user()
-    await desk.box.fault(Fault("drop_before", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_before", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     for args in ((), ("1",)):
         (row,) = await desk.rows(
@@ -383,20 +384,20 @@ async def test_settling_tells_that_the_service_is_not_reached(desk: Desk) -> Non
     """In one line, however often it tries."""
     desk.config(timeout=3, attempts=1)
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
-    await desk.box.fault(Fault("html", "game/transaction-id", status=502))
+    desk.box.faults.add(Fault("html", "game/transaction-id", status=502))
     ran = await desk.run("payments", "settle", "--deadline", "3")
     assert (ran.code, len(ran.err.splitlines())) == (4, 1)
     assert "it is tried again" in ran.err
-    await desk.box.clear_faults()
+    desk.box.faults.clear()
     assert (await desk.run("payments", "settle")).code == 0
 
 
 async def test_a_token_that_is_refused_ends_settling(desk: Desk) -> None:
     """Code 3, for all and for some."""
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     env = desk.env(EUR=TOKEN, AGENTAPI_JOURNAL=str(desk.journal))
     for args in ((), ("1", "1")):
@@ -429,7 +430,7 @@ async def test_a_journal_has_to_be_there(desk: Desk) -> None:
 async def test_numbers_that_are_not_in_the_journal(desk: Desk) -> None:
     """Nothing is settled, resent or decided; code 2."""
     user = await desk.user()
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     assert (await desk.run("wallets", "deposit", user, "2")).code == 4
     for args in (
         ("settle", "1", "7"),
@@ -448,26 +449,27 @@ async def test_the_log_of_the_library_is_not_shown(desk: Desk) -> None:
     user = await desk.user()
     ran = await desk.run("wallets", "deposit", user, "1", journal=False)
     assert (ran.code, ran.err) == (0, "")
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     ran = await desk.run("wallets", "deposit", user, "1", journal=False)
     assert (ran.code, len(ran.err.splitlines())) == (4, 2)
     assert "agentapi users info" in ran.err
     assert "payments settle" not in ran.err
 
 
+@pytest.mark.process
 async def test_an_interrupted_payment_is_in_the_journal(desk: Desk) -> None:
     """Code 130, and a line that says where to look; the journal knows its end."""
     user = await desk.user()
     # So that there is a journal to look into.
     await desk.run("wallets", "deposit", user, "1")
-    await desk.box.fault(Fault("hold", "wallet/deposit"))
+    desk.box.faults.add(Fault("hold", "wallet/deposit"))
     process = await desk.begin("wallets", "deposit", user, "1")
     store = SqliteStore(desk.journal)
     while len(await store.intents("eur")) < 2:
-        await asyncio.sleep(0.01)
+        await look_again()
     await store.aclose()
     process.send_signal(signal.SIGINT)
-    await desk.box.clear_faults()
+    desk.box.faults.clear()
     out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert b"agentapi payments list" in err
@@ -497,12 +499,13 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
     """It holds the journal open, and pays; commands look into it, and settle."""
     user = await desk.user()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", APPLICATION, desk.box.base_url),
-        *(desk.box.tokens["operator"], desk.journal, user),
+        *(desk.box.token("operator"), desk.journal, user),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -531,7 +534,7 @@ async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
     enough.set()
     await paying
 
-    await desk.box.fault(Fault("drop_after", "wallet/deposit", times=1))
+    desk.box.faults.add(Fault("drop_after", "wallet/deposit", times=1))
     lost = (await pay()).removeprefix("lost ")
     (row,) = await desk.rows("payments", "list", code=4)
     assert (str(row["id"]), row["phase"]) == (lost, "unknown")
@@ -541,11 +544,11 @@ async def test_an_application_goes_on_meanwhile(desk: Desk) -> None:
     assert await pay() == "paid"
 
     # What it leaves behind when it dies is unknown.
-    await desk.box.fault(Fault("hold", "wallet/deposit"))
+    desk.box.faults.add(Fault("hold", "wallet/deposit"))
     count = len(await desk.rows("payments", "list", "--all"))
     left = asyncio.create_task(pay())
     while len(every := await desk.rows("payments", "list", "--all")) == count:
-        await asyncio.sleep(0.01)
+        await look_again()
     assert every[-1]["phase"] == "sent"
     ran = await desk.run("payments", "settle", str(every[-1]["id"]))
     assert (ran.code, " sent " in ran.out) == (4, True)
@@ -586,7 +589,7 @@ async def user(desk: Desk) -> str:
 async def play(desk: Desk, user: str, rounds: int) -> None:
     """Play rounds, each of two rows, in which nothing is won or lost."""
     for _ in range(rounds):
-        await desk.box.play("operator", int(user), 1, 1)
+        desk.box.play("operator", int(user), 1, 1)
 
 
 async def read(process: asyncio.subprocess.Process, count: int) -> list[dict[str, Any]]:
@@ -601,16 +604,17 @@ async def read(process: asyncio.subprocess.Process, count: int) -> list[dict[str
 async def wait_for(file: Path, text: str) -> None:
     """Wait until a file says so."""
     while not (file.exists() and file.read_text() == text):
-        await asyncio.sleep(0.01)
+        await look_again()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("early", ["busy", "empty"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_following_the_feed(
     desk: Desk, user: str, early: Any, number: signal.Signals
 ) -> None:
     """All rows, each once, as "since" gives them, until it is interrupted."""
-    await desk.box.switch(Switches(feed_spacing=0.1, early_feed=early))
+    desk.box.switches = Switches(feed_spacing=0.1, early_feed=early)
     await play(desk, user, 2)
     process = await desk.begin("transactions", "follow")
     rows = await read(process, 5)
@@ -621,10 +625,11 @@ async def test_following_the_feed(
     out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert err == b"agentapi: interrupted\n"
-    await desk.box.switch(Switches(feed_spacing=0))
+    desk.box.switches = Switches(feed_spacing=0)
     assert rows == await desk.rows("transactions", "since", "0")
 
 
+@pytest.mark.process
 async def test_a_kill_leaves_no_row_out(desk: Desk, user: str) -> None:
     """Whenever it falls: what the cursor has not is written again, line by line."""
     cursor = desk.folder / "cursor"
@@ -654,6 +659,7 @@ async def test_a_kill_leaves_no_row_out(desk: Desk, user: str) -> None:
     assert cursor.read_text() == f"{every[-1]}\n"
 
 
+@pytest.mark.process
 async def test_the_cursor_follows_soon(desk: Desk, user: str) -> None:
     """When no more rows come, and not only when it ends."""
     cursor = desk.folder / "cursor"
@@ -668,6 +674,7 @@ async def test_the_cursor_follows_soon(desk: Desk, user: str) -> None:
     assert {"config.toml", "cursor"} == {f.name for f in desk.folder.iterdir()}
 
 
+@pytest.mark.process
 async def test_the_cursor_waits_for_the_rows(desk: Desk, user: str) -> None:
     """While nobody takes them it is not written; and an interrupt is heard."""
     cursor = desk.folder / "cursor"
@@ -683,7 +690,7 @@ async def test_the_cursor_waits_for_the_rows(desk: Desk, user: str) -> None:
     os.close(here)
     full = fcntl.fcntl(there, fcntl.F_GETPIPE_SZ) - 2 * 4096
     while _waiting(there) < full:
-        await asyncio.sleep(0.01)
+        await look_again()
     assert not cursor.exists()
     process.send_signal(signal.SIGTERM)
     await process.communicate()
@@ -699,6 +706,7 @@ def _waiting(pipe: int) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
+@pytest.mark.process
 async def test_following_into_a_file(desk: Desk, user: str) -> None:
     """Two runs make one file in which each row stands once."""
     cursor, file = desk.folder / "cursor", desk.folder / "rows.jsonl"
@@ -720,6 +728,7 @@ async def test_following_into_a_file(desk: Desk, user: str) -> None:
         assert every == [row["trans_id"] for row in lines(file.read_text())]
 
 
+@pytest.mark.process
 async def test_where_following_begins(desk: Desk, user: str) -> None:
     """Behind AFTER, or the row in the file; not both, and no row that is none."""
     await play(desk, user, 2)
@@ -742,6 +751,7 @@ async def test_where_following_begins(desk: Desk, user: str) -> None:
     assert (await desk.run("transactions", "follow", "--", "-1")).code == 2
 
 
+@pytest.mark.process
 async def test_a_reader_that_has_had_enough(desk: Desk, user: str) -> None:
     """As with "| head -1": no error, and no cursor of what nobody read."""
     cursor = desk.folder / "cursor"
@@ -755,6 +765,7 @@ async def test_a_reader_that_has_had_enough(desk: Desk, user: str) -> None:
     assert cursor.read_text() == "1\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "said"),
     [("> /dev/full", b"No space left"), (">&-", b"standard output is closed")],
@@ -775,6 +786,7 @@ async def test_rows_that_have_nowhere_to_go(desk: Desk, end: str, said: bytes) -
     assert not cursor.exists()
 
 
+@pytest.mark.process
 async def test_rows_that_are_gone_end_it(desk: Desk) -> None:
     """Code 1, with what is missing and how to go on."""
     async with connect(desk.box, "shop_1") as shop:
@@ -801,6 +813,7 @@ async def test_rows_that_are_gone_end_it(desk: Desk) -> None:
     await process.communicate()
 
 
+@pytest.mark.process
 async def test_a_service_that_comes_back(tmp_path: Path) -> None:
     """It is said once that it is not reached, and the rows come when it is."""
     db = tmp_path / "box.db"

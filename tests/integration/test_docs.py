@@ -25,6 +25,7 @@ from aio_agentapi._settings import PATHS
 from aio_agentapi.redis import RedisGateStatistics
 from aio_agentapi.sandbox import SandboxProcess, Switches
 from tests.test_house import PUBLIC
+from tests.waiting import look_again
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -71,6 +72,7 @@ class Page(HTMLParser):
         self.anchors |= {v for k in ("id", "name") if (v := told.get(k)) is not None}
 
 
+@pytest.mark.process
 def test_no_link_of_the_site_is_dead(site: Path) -> None:
     """Each that does not lead outside leads to a file, and to a place in it."""
     pages = {path: Page(path.read_text()) for path in site.rglob("*.html")}
@@ -211,6 +213,7 @@ async def test_the_life_of_a_permit_is_true() -> None:
     assert walk.walked | two.walked == walk.methods.keys()
 
 
+@pytest.mark.process
 def test_the_terminal_of_the_readme_is_that_of_the_demo() -> None:
     """Word for word; the numbers are of the day on which it was drawn."""
     demo = script("demo.py")
@@ -250,6 +253,7 @@ def test_the_page_of_tuning_is_true() -> None:
     assert {"waiting", "busy_answers", "detached", "lost"} <= told
 
 
+@pytest.mark.process
 async def test_a_token_has_as_many_connections_as_permits(tmp_path: Path) -> None:
     """And a journal fewer than ten files, as the page of tuning says."""
 
@@ -271,6 +275,6 @@ async def test_a_token_has_as_many_connections_as_permits(tmp_path: Path) -> Non
                     group.create_task(session.wallets.deposit(user.user_code, 1))
                 while session.gate.statistics().admitted < 120 + len(users):
                     most = max(most, count())
-                    await asyncio.sleep(0.005)
+                    await look_again()
     assert session.gate.statistics().peak == 50
     assert 50 <= most - before < 60

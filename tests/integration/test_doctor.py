@@ -25,16 +25,14 @@ import attrs
 import pytest
 import redis.asyncio
 import trustme
-from click.testing import CliRunner
 
 from aio_agentapi import Secret, Session, SessionManager, SqliteStore
 from aio_agentapi._budget import key_of
-from aio_agentapi.cli._main import main
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.redis import RedisGate
 from aio_agentapi.sandbox import ManualClock, Sandbox, Switches
+from tests.cli import run, run_process
 from tests.conftest import OK_INFO, TOKEN, Script, answering, read_request, serving
-from tests.integration.test_cli import Ran, run
 from tests.redis_server import redis_server
 
 PASSWORD = "pass-word-of-nobody"
@@ -103,13 +101,12 @@ async def examine(
         # However the rest hangs.
         async with asyncio.timeout(10):
             plain, rows = await asyncio.gather(
-                run(None, *args, "doctor", env=kept),
-                run(None, *args, "doctor", "--json", env=kept),
+                run_process(None, *args, "doctor", env=kept),
+                run_process(None, *args, "doctor", "--json", env=kept),
             )
     else:
-        words = [*map(str, args), "doctor"]
-        plain = await asyncio.to_thread(invoke, words, kept)
-        rows = await asyncio.to_thread(invoke, [*words, "--json"], kept)
+        plain = await run(None, *args, "doctor", env=kept)
+        rows = await run(None, *args, "doctor", "--json", env=kept)
     assert (plain.code, plain.err, rows.err) == (rows.code, "", "")
     told = [json.loads(line) for line in rows.out.splitlines()]
     assert [row["check"] for row in told] == _CHECKS
@@ -119,16 +116,6 @@ async def examine(
             assert not secret or secret.lower() not in said.lower()
     assert all(row["remedy"] for row in told if row["state"] == "wrong")
     return Told(plain.code, plain.out, {row["check"]: row for row in told})
-
-
-def invoke(words: list[str], env: Mapping[str, str]) -> Ran:
-    """Run a command in this thread, with an environment of its own."""
-    own = {name: None for name in os.environ if name.startswith("AGENTAPI_")}
-    ran = CliRunner().invoke(
-        main, words, env={**own, "XDG_CONFIG_HOME": "/nonexistent", **env}
-    )
-    assert isinstance(ran.exception, SystemExit | None), ran.exception
-    return Ran(ran.exit_code, ran.output, "")
 
 
 def at(base_url: str, token: str = TOKEN, **more: str) -> dict[str, str]:
@@ -155,6 +142,7 @@ async def paying(
         yield session, user
 
 
+@pytest.mark.process
 async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
     """Every check is done and none is wrong; nothing but two reads is asked."""
     async with AsyncExitStack() as stack:
@@ -342,6 +330,7 @@ async def serving_tls(authority: trustme.CA, name: str) -> AsyncGenerator[int]:
         server.close()
 
 
+@pytest.mark.process
 async def test_certificates(tmp_path: Path) -> None:
     """Of an authority that nobody knows, of another name, and a good one."""
     authority, trusted = trustme.CA(), tmp_path / "authority.pem"
@@ -377,6 +366,7 @@ async def test_no_tls_there() -> None:
     told.wrong("tls", "not agreed on: WRONG_VERSION_NUMBER", "speaks TLS")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_service_that_hangs(scheme: str) -> None:
     """It accepts, and says nothing: the doctor ends all the same, in ten seconds."""
@@ -414,6 +404,7 @@ async def slow(
                     await reader.read()
                     break
                 is_head = request.startswith(b"HEAD")
+                # So slow is that service.
                 await asyncio.sleep(0.0 if is_head else seconds)
                 body = b"" if is_head else info
                 writer.write(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n" % len(body))
@@ -485,6 +476,7 @@ def resolving(folder: Path, name: str, body: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.process
 async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """The service's, or the store's: nobody waits for it, also at the end."""
     more = resolving(tmp_path, "slow.invalid", "time.sleep(60)")
@@ -496,6 +488,7 @@ async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     assert told.rows["latency"]["state"] == "ok"
 
 
+@pytest.mark.process
 async def test_addresses_that_say_nothing(tmp_path: Path) -> None:
     """Several share the time of a step: it is told what may be in the way."""
     three = "return [(2, 1, 6, '', (f'127.0.0.{n}', port)) for n in (1, 2, 3)]"
@@ -597,6 +590,7 @@ async def test_the_clock() -> None:
         assert (told.code, told.rows["clock"]["state"]) == (0, "note")
 
 
+@pytest.mark.process
 async def test_a_date_without_a_zone() -> None:
     """It is of UTC, wherever this machine is; and may be of any year."""
     for date, state in (
@@ -704,6 +698,7 @@ async def test_a_tunnel_of_a_proxy(tmp_path: Path) -> None:
     assert told.rows["tls"]["told"] == "through the proxy: the answer shows it"
 
 
+@pytest.mark.process
 async def test_the_store_of_the_gate(box: Sandbox) -> None:
     """Gone, hanging, locked, or somebody else's; the service is asked all the same."""
     async with redis_server() as store:
@@ -808,6 +803,7 @@ async def test_a_journal_without_its_index(box: Sandbox, tmp_path: Path) -> None
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("early", [True, False])
 async def test_a_journal_that_is_locked(
     box: Sandbox, tmp_path: Path, *, early: bool
@@ -829,6 +825,7 @@ async def test_a_journal_that_is_locked(
     told.wrong("journal", "1 unknown", "payments settle")
 
 
+@pytest.mark.process
 async def test_the_path_of_the_journal(box: Sandbox, tmp_path: Path) -> None:
     """A folder, or bytes that are no text: its line tells it."""
     told = await examine(of(box, AGENTAPI_JOURNAL=str(tmp_path)))
@@ -889,6 +886,7 @@ async def test_a_library_that_is_not_installed(
     assert "is not installed" in told.rows["versions"]["told"]
 
 
+@pytest.mark.process
 async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
     """One that was put in the place of what this library needs."""
     folder = tmp_path / "aiohttp-3.1.0.dist-info"
@@ -900,6 +898,7 @@ async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
     told.wrong("versions", "aiohttp 3.1.0", "pip install -U 'aiohttp>=")
 
 
+@pytest.mark.process
 async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """What opens it is not waited for, also at the end of the program."""
     config = tmp_path / "config.toml"
@@ -912,6 +911,7 @@ async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     told.wrong("journal", "not done in time", "slow")
 
 
+@pytest.mark.process
 async def test_whoever_has_read_enough(box: Sandbox) -> None:
     """Nobody reads what it says: no traceback, and no fault."""
     reading, writing = os.pipe()

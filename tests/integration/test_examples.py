@@ -44,6 +44,7 @@ async def run(example: str, *args: str, **env: str) -> str:
     return out.decode()
 
 
+@pytest.mark.process
 async def test_the_first_program() -> None:
     """It runs alone, and prints what the README says."""
     printed = await run("first_program.py")
@@ -51,6 +52,7 @@ async def test_the_first_program() -> None:
     assert printed.strip() in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.process
 async def test_the_batch(tmp_path: Path) -> None:
     """Every agent gets its points, once, however often it is run."""
     async with SandboxProcess() as box:
@@ -65,6 +67,7 @@ async def test_the_batch(tmp_path: Path) -> None:
     assert all(line.endswith("has its points") for line in lines)
 
 
+@pytest.mark.process
 async def test_payments(tmp_path: Path) -> None:
     """What is lost is found out, and the list can be run again."""
     printed = await run("payments.py", str(tmp_path / "journal.db"))
@@ -94,6 +97,7 @@ def test_the_page_of_money_is_true() -> None:
         assert default == number, name
 
 
+@pytest.mark.process
 async def test_the_evening(tmp_path: Path) -> None:
     """It ends as the tutorial shows, and nobody is paid twice."""
     printed = await run("evening.py", str(tmp_path / "journal.db"))
@@ -107,6 +111,7 @@ async def test_the_evening(tmp_path: Path) -> None:
     assert told[0] == lines[0]
 
 
+@pytest.mark.process
 async def test_two_currencies() -> None:
     """Each from its own account, in its own currency."""
     printed = await run("two_currencies.py")
@@ -116,6 +121,7 @@ async def test_two_currencies() -> None:
     ]
 
 
+@pytest.mark.process
 async def test_many_users() -> None:
     """One that is refused stops no other."""
     printed = await run("many_users.py")

@@ -19,16 +19,18 @@ from aio_agentapi.errors import (
 from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess, Switches
 from tests.conftest import connect
 from tests.fault.test_late import start
+from tests.waiting import look_again
 
 
 async def full(box: SandboxProcess, *names: str, permits: int = 50) -> None:
     """Wait until the service has so many held calls of each; then let them go on."""
     for name in names or ("operator",):
         while (await box.gauge(name)).in_flight < permits:
-            await asyncio.sleep(0.01)
+            await look_again()
     await box.clear_faults()
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 async def test_ten_thousand_at_once() -> None:
     """All succeed, exactly 50 in flight, no 1018, at most 50 connections."""
@@ -54,6 +56,7 @@ async def test_ten_thousand_at_once() -> None:
     ) == (0, 0, 50, 50, 0)
 
 
+@pytest.mark.process
 async def test_four_tokens_have_fifty_each() -> None:
     """A gate and a pool for each token, side by side."""
     names = ["broker", "operator", "shop_1", "shop_2"]
@@ -71,6 +74,7 @@ async def test_four_tokens_have_fifty_each() -> None:
     assert [(g.served, g.peak, g.busy) for g in gauges] == [(200, 50, 0)] * 4
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("held", "calls"), [(20, 2000), (40, 2000), (49, 300)])
 async def test_no_call_fails_when_others_hold_permits(held: int, calls: int) -> None:
@@ -97,7 +101,7 @@ async def test_a_service_that_is_full_is_waited_for(box: Sandbox) -> None:
         box.foreign("operator", 50)
         call = asyncio.get_running_loop().create_task(session.agents.info())
         while box.gauge("operator").busy < 2:
-            await asyncio.sleep(0.01)
+            await look_again()
         box.foreign("operator", 0)
         assert (await call).name == "operator"
 
@@ -183,6 +187,7 @@ async def test_interactive_calls_pass_a_batch(box: Sandbox) -> None:
     assert 10 + 8 <= between <= 10 + 25
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 async def test_the_share_comes_back_when_others_go() -> None:
     """It follows what they leave, and is whole soon after they have gone."""
@@ -200,11 +205,11 @@ async def test_the_share_comes_back_when_others_go() -> None:
         await box.foreign("operator", 30)
         async with asyncio.timeout(20):
             while not 15 <= session.gate.statistics().share <= 21:
-                await asyncio.sleep(0.01)
+                await look_again()
             assert 29 <= session.gate.statistics().foreign_estimate <= 35
             await box.foreign("operator", 0)
             while session.gate.statistics().share < 50:
-                await asyncio.sleep(0.01)
+                await look_again()
         end.set()
         await asyncio.gather(*workers)
         state = session.gate.statistics()
@@ -229,6 +234,7 @@ async def test_a_slow_call_does_not_hold_up_a_refused_quick_one(box: Sandbox) ->
         await slow
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 async def test_a_service_that_counts_behind_its_answers() -> None:
     """A permit that is free a few milliseconds late fails no call."""
@@ -241,6 +247,7 @@ async def test_a_service_that_counts_behind_its_answers() -> None:
         assert 0 < gauge.busy < 100
 
 
+@pytest.mark.process
 @pytest.mark.timeout(60)
 async def test_a_long_queue_holds_nobody_up() -> None:
     """An interactive call waits for one permit, not for a thousand batch calls."""
@@ -258,7 +265,7 @@ async def test_a_long_queue_holds_nobody_up() -> None:
 
         queued = [loop.create_task(call()) for _ in range(1_500)]
         while not done:
-            await asyncio.sleep(0.001)
+            await look_again()
         overtaken: list[int] = []
         for _ in range(5):
             before = done

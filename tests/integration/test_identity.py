@@ -35,6 +35,7 @@ from aio_agentapi.errors import (
     UsageError,
 )
 from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
+from tests.waiting import look_again
 
 SETTINGS: Final = Settings(
     timeout=10.0, longest_call=0.3, feed_interval=0.05, feed_lag=0.05
@@ -319,6 +320,7 @@ def run(*args: object, env: Mapping[str, str] | None = None) -> str:
     return ran.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("wrong", ["-400d", "+40d", "+4000d"])
 async def test_a_wrong_clock_pays_no_key_again(tmp_path: Path, wrong: str) -> None:
     """A machine that boots in the past, or a clock that once was far ahead."""
@@ -354,7 +356,7 @@ async def test_two_programs_by_two_paths(tmp_path: Path) -> None:
             one = await stack.enter_async_context(here.session(here.token()))
             paying = group.create_task(one.wallets.deposit(1, 10, key="k"))
             while not here.box.received.get("wallet/deposit"):
-                await asyncio.sleep(0.001)
+                await look_again()
             two = await stack.enter_async_context(
                 here.session(here.token(), path=tmp_path / "file.db")
             )
@@ -474,5 +476,5 @@ async def test_an_account_that_is_refused_keeps_no_other_from_being_settled(
         )
         async with manager, asyncio.timeout(30):
             while (await store.intents())[-1].phase is not Phase.CONFIRMED:
-                await asyncio.sleep(0.01)
+                await look_again()
         await store.aclose()

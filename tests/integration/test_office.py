@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from aio_agentapi import Session
@@ -16,15 +17,32 @@ from tests.conftest import connect
 
 need()
 
+# One loop, and so one browser, for all of them.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
 
-@pytest.fixture
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncGenerator[Browser]:
     """Run a browser."""
     async with browsing() as browser:
         yield browser
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def box() -> AsyncGenerator[Sandbox]:
+    """Start a stand-in."""
+    async with Sandbox() as box:
+        yield box
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(box: Sandbox) -> AsyncGenerator[Session]:
+    """Open the operator's session at the stand-in."""
+    async with connect(box) as session:
+        yield session
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, box: Sandbox) -> AsyncGenerator[Page]:
     """Open the back office of the stand-in."""
     async with opened(browser, box.base_url) as page:

@@ -44,6 +44,7 @@ from aio_agentapi.errors import (
     UsageError,
 )
 from aio_agentapi.sandbox import Fault, ManualClock, Sandbox, Switches
+from tests.waiting import look_again
 
 # Real times scaled down; a row is seen a twentieth of a second late at most.
 QUICK: Final[dict[str, Any]] = {
@@ -136,7 +137,7 @@ async def until(true: Callable[[], object]) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(20):
         while not true():
-            await asyncio.sleep(0.002)
+            await look_again()
 
 
 @pytest.fixture(params=["busy", "empty"])
@@ -256,7 +257,7 @@ async def test_a_caller_who_is_cancelled_leaves_the_answer_to_the_journal() -> N
             assert lost.phase is Phase.UNKNOWN
             here.box.faults.clear()
             while (await here.intent(lost.id)).phase is Phase.UNKNOWN:
-                await asyncio.sleep(0.01)
+                await look_again()
             now = await here.intent(lost.id)
             assert now.phase is phase
         assert here.balance == 5
@@ -272,7 +273,7 @@ async def test_a_late_answer_comes_after_the_time_out() -> None:
         here.box.faults.clear()
         number = caught.value.intent
         while (await here.intent(number)).phase is not Phase.CONFIRMED:
-            await asyncio.sleep(0.01)
+            await look_again()
         moved = (await here.intent(number)).moved
         assert moved == Moved(amount=Decimal(5), balance=Decimal(5))
         assert moved == await here.session.wallets.deposit(here.user, 5, key="k")
@@ -407,7 +408,9 @@ async def test_another_process_has_the_turn(tmp_path: Path) -> None:
             with pytest.raises(GateTimeoutError):
                 await session.with_options(max_wait=0.05).wallets.deposit(here.user, 7)
             same = asyncio.create_task(session.wallets.deposit(here.user, 5, key="k"))
-            await asyncio.sleep(0.05)
+            # It is in line for a turn that another has.
+            for _ in range(100):
+                await asyncio.sleep(0)
             assert not same.done()
             here.box.faults.clear()
             assert await first == await same
@@ -831,7 +834,7 @@ async def test_the_cursor_is_kept_warm() -> None:
         ticking = asyncio.create_task(tick(clock))
         await wallets.deposit(here.user, 5)
         while (await here.store.cursor("eur")).trans_id < 3:
-            await asyncio.sleep(0.01)
+            await look_again()
         ticking.cancel()
         await wallets.deposit(here.user, 5)
         last = (await here.store.intents())[-1]
@@ -842,7 +845,7 @@ async def tick(clock: ManualClock) -> None:
     """Let the stand-in's time go on."""
     for _ in range(20_000):
         clock.advance(0.01)
-        await asyncio.sleep(0.001)
+        await look_again()
 
 
 async def test_a_user_that_is_not_there_is_refused() -> None:
@@ -954,6 +957,7 @@ async def test_an_answer_in_between_is_not_overwritten(
         with pytest.raises(OutcomeUnknownError):
             await wallets.deposit(here.user, 5)
         monkeypatch.setattr(Settler, "_write", slow)
+        # As long as a call may take there, so that settling need not wait for it.
         await asyncio.sleep(0.3)
         settled = await here.session.payments.settle_all()
         assert here.balance == 5
@@ -975,6 +979,7 @@ async def test_a_payment_that_is_cancelled_anywhere_leaves_nothing_open(
         for turns in range(60):
             paying = asyncio.create_task(wallets.deposit(here.user, 5))
             for _ in range(turns):
+                # A turn of the loop, or one that a thread has to end.
                 await asyncio.sleep(0.0003 if turns > 30 else 0)
             paying.cancel()
             await asyncio.gather(paying, return_exceptions=True)
@@ -1016,7 +1021,7 @@ def test_a_coroutine_that_is_closed_outside_of_its_loop_is_unknown(
             while (intents := (await store.intents())[1:]) and (
                 intents[0].phase is Phase.SENT
             ):
-                await asyncio.sleep(0.01)
+                await look_again()
         await stack.aclose()
         return intents
 

@@ -18,7 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 
 # The package index may take its time.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.process]
 
 # For each way to run async tests, without the other plugin: pytest's settings.
 INI: Final = "[pytest]\nfilterwarnings = error\naddopts = -q -p no:cacheprovider"

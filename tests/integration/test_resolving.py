@@ -25,6 +25,7 @@ from aio_agentapi._settle import Settler
 from aio_agentapi.errors import AgentAPIError, AmountError, OutcomeUnknownError
 from aio_agentapi.sandbox import Sandbox
 from tests.integration.test_payments import QUICK, SWITCHES, Scene, scene, until
+from tests.waiting import look_again
 
 PAY: Final = "wallet/deposit"
 
@@ -154,7 +155,7 @@ async def test_nothing_is_absent_while_it_runs(tmp_path: Path, elsewhere: bool) 
             settling = asyncio.create_task(session.payments.settle(lost))
             # What was lost later, and has ended, is known by then.
             while (await here.intent(ended.id)).phase is Phase.UNKNOWN:
-                await asyncio.sleep(0.01)
+                await look_again()
             assert (await here.intent(ended.id)).phase is Phase.ABSENT
             assert (await here.intent(lost.id)).phase is Phase.UNKNOWN
             assert not settling.done()
@@ -205,7 +206,7 @@ async def test_a_late_response_against_a_verdict_is_an_error(
         with caplog.at_level(logging.ERROR, "aio_agentapi.payments"):
             here.box.faults.clear()
             while (found := await here.intent(lost.id)).phase is Phase.ABSENT:
-                await asyncio.sleep(0.001)
+                await look_again()
         assert found.phase is Phase.NEEDS_PERSON
         assert "paid anew by intent 2" in caplog.text
         assert here.balance == 20
@@ -283,11 +284,11 @@ async def test_open_payments_are_resolved_in_the_background(tmp_path: Path) -> N
         async with manager:
             expected = [Phase.CONFIRMED, Phase.ABSENT]
             while [i.phase for i in await here.store.intents()] != expected:
-                await asyncio.sleep(0.01)
+                await look_again()
             # And what is lost later.
             await here.lose(here.session.wallets.deposit(here.user, 7), "drop_after")
             while [*await here.store.intents()][-1].phase is not Phase.CONFIRMED:
-                await asyncio.sleep(0.01)
+                await look_again()
             resolving = manager._resolving
             assert resolving is not None
             assert not resolving.done()
@@ -311,7 +312,7 @@ async def test_the_background_survives_what_goes_wrong(
     async with scene(resolve_every=0.02) as here:
         lost = await here.lose(here.session.wallets.deposit(here.user, 5), "drop_after")
         while (await here.intent(lost.id)).phase is Phase.UNKNOWN:
-            await asyncio.sleep(0.005)
+            await look_again()
         assert (await here.intent(lost.id)).phase is Phase.CONFIRMED
     assert "could not be settled: RuntimeError: of a bug" in caplog.text
 
@@ -352,7 +353,7 @@ async def test_one_of_all_processes_reads_the_feed(tmp_path: Path) -> None:
         while (
             await two.payments._known(caught.value.intent or 0)
         ).phase is Phase.UNKNOWN:
-            await asyncio.sleep(0.01)
+            await look_again()
         assert not any(task.done() for task in (first, *others))
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

@@ -25,6 +25,7 @@ from aio_agentapi.errors import (
 )
 from tests.conftest import TOKEN
 from tests.leak import is_in, told
+from tests.waiting import look_again
 
 NEW = "99999999-8888-7777-6666-abcdefabcdef"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -54,6 +55,7 @@ class Server:
                 self.requests.append(head + await reader.readexactly(length))
                 for piece in self.pieces:
                     writer.write(piece)
+                    # What comes in pieces, for whoever reads it.
                     await asyncio.sleep(self.pause)
                 if self.hang_up:
                     return
@@ -131,6 +133,11 @@ async def test_a_tracer_has_the_ordinary_road(monkeypatch: pytest.MonkeyPatch) -
 FORMS = {
     "in one piece": (OK,),
     "byte by byte": tuple(bytes([byte]) for byte in OK),
+    "told to go on": (b"HTTP/1.1 100 Continue\r\n\r\n", OK),
+    "all of it interim": (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+        b"HTTP/1.1 199 X\r\n\r\n" + OK,
+    ),
     "hints first": (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", OK),
     "chunked": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
@@ -242,7 +249,7 @@ async def test_what_is_dropped_ends_its_connection() -> None:
         server.pieces = []
         task = asyncio.ensure_future(transport.send("agent/info", b"{}", sending))
         while not server.requests:
-            await asyncio.sleep(0.001)
+            await look_again()
         task.cancel()
         await asyncio.wait([task])
         sending.drop()
@@ -275,6 +282,7 @@ async def test_what_nobody_asked_for_is_no_answer(road: str) -> None:
     late = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
     async with served(OK, late, pause=0.02) as server, sender(server) as transport:
         assert await send(transport) == (200, b"{}")
+        # Long after the pause it is there, though nobody can see it from here.
         await asyncio.sleep(0.1)
         server.pieces = [OK]
         for _ in range(2):
@@ -317,7 +325,8 @@ async def test_half_an_answer_is_in_no_frame(*, leaves: bool) -> None:
     ):
         call = asyncio.ensure_future(manager.session(TOKEN).agents.create("shop_7"))
         while not server.requests:
-            await asyncio.sleep(0.001)
+            await look_again()
+        # The half is there, and the other does not come.
         await asyncio.sleep(0.03)
         if leaves:
             call.cancel()
@@ -341,7 +350,7 @@ async def test_an_interrupt_of_any_class_reaches_the_caller() -> None:
     ):
         task = asyncio.ensure_future(manager.session(TOKEN).agents.info())
         while not server.requests:
-            await asyncio.sleep(0.001)
+            await look_again()
         coroutine: Any = task.get_coro()
         with pytest.raises(Alarm):
             coroutine.throw(Alarm(seconds=1))

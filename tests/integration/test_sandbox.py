@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import sqlite3
 import stat
@@ -24,6 +26,7 @@ from aio_agentapi.sandbox import (
     Switches,
 )
 from tests.conftest import connect
+from tests.waiting import look_again
 
 
 async def post(
@@ -207,7 +210,7 @@ async def test_a_call_counts_also_when_its_client_has_hung_up(box: Sandbox) -> N
     assert (answer["code"], box.executed["points/transfer"]) == (1018, 0)
     box.faults.clear()
     while box.gauge("operator").in_flight:
-        await asyncio.sleep(0.01)
+        await look_again()
     assert box.executed["points/transfer"] == 2
     _, answer = await post(box, "agent/info")
     assert answer["code"] == 0
@@ -221,7 +224,7 @@ async def test_a_call_can_count_for_a_while_after_its_answer(box: Sandbox) -> No
     _, answer = await post(box, "agent/info")
     assert answer["code"] == 1018
     while box.gauge("operator").in_flight:
-        await asyncio.sleep(0.01)
+        await look_again()
     _, answer = await post(box, "agent/info")
     assert answer["code"] == 0
 
@@ -235,7 +238,7 @@ async def test_the_limit_can_count_by_address(box: Sandbox) -> None:
     calls = [loop.create_task(post(box, "agent/info", token=t)) for t in tokens]
     refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     while len(refused) < 3:
-        await asyncio.sleep(0.01)
+        await look_again()
         refused = {call for call in calls if call.done()}
     box.faults.clear()
     results = await asyncio.gather(*calls)
@@ -311,6 +314,7 @@ async def test_a_restart_with_a_file_loses_nothing(tmp_path: Path) -> None:
         assert len([row async for row in shop.transactions.since(0)]) == 1
 
 
+@pytest.mark.process
 async def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     """What was answered is in the file."""
     db = tmp_path / "box.db"
@@ -326,6 +330,7 @@ async def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
         assert minted == held
 
 
+@pytest.mark.process
 async def test_a_process_ends_with_its_block() -> None:
     """By itself, since the other end of its standard input is gone."""
     async with SandboxProcess() as box:
@@ -333,6 +338,7 @@ async def test_a_process_ends_with_its_block() -> None:
     assert box._process.returncode == 0
 
 
+@pytest.mark.process
 async def test_a_process_is_told_what_to_do() -> None:
     """The gauge, the books, others' permits, points and faults, over HTTP."""
     async with SandboxProcess() as box, connect(box) as session:
@@ -357,6 +363,7 @@ async def test_a_process_is_told_what_to_do() -> None:
                 assert response.status == 404
 
 
+@pytest.mark.process
 async def test_what_is_held_stays_in_flight_until_it_is_let_go() -> None:
     """In another process too; more calls than it is for go on at once."""
     async with SandboxProcess() as box, connect(box) as session:
@@ -364,7 +371,7 @@ async def test_what_is_held_stays_in_flight_until_it_is_let_go() -> None:
         loop = asyncio.get_running_loop()
         calls = [loop.create_task(session.agents.info()) for _ in range(2)]
         while (await box.gauge("operator")).in_flight < 2:
-            await asyncio.sleep(0.01)
+            await look_again()
         assert (await session.agents.info()).name == "operator"
         assert not any(call.done() for call in calls)
         await box.clear_faults()
@@ -391,10 +398,25 @@ def test_who_comes_to_be_held_too_late_is_not() -> None:
     assert left.cancelled()
 
 
+@pytest.mark.process
 async def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
     """Instead of waiting for an answer that does not come."""
     with pytest.raises(RuntimeError, match="did not start"):
         await SandboxProcess(db=tmp_path / "no" / "such" / "folder").__aenter__()
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_one_that_was_never_started_leaves_nothing_open(tmp_path: Path) -> None:
+    """Nor does one whose file is none of its own: newer Pythons would warn."""
+    file = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(file)) as sql:
+        sql.execute("CREATE TABLE others (name TEXT)")
+    Sandbox()
+    with pytest.raises(sqlite3.DatabaseError, match="another version"):
+        Sandbox(db=file)
+    gc.collect()
+    # The listing is one of them, and gone.
+    assert file not in {path.resolve() for path in Path("/proc/self/fd").iterdir()}
 
 
 async def test_an_unknown_fault_or_account_is_a_mistake(box: Sandbox) -> None:
@@ -550,6 +572,7 @@ def test_a_switch_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
         Switches(**wrong)
 
 
+@pytest.mark.process
 async def test_control_is_checked(box: Sandbox) -> None:
     """From inside and from outside: nothing comes into being by a slip."""
     for points in (Decimal(-5), Decimal("0.00001"), 0, Decimal("NaN")):

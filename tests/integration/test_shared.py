@@ -21,6 +21,9 @@ from aio_agentapi.redis import RedisGate, RedisGates
 from aio_agentapi.sandbox import Sandbox, SandboxProcess, Switches
 from tests.redis_server import RedisServer, redis_server
 
+pytestmark = pytest.mark.process
+
+
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 
 

@@ -55,6 +55,7 @@ from aio_agentapi.errors import (
 )
 from aio_agentapi.sandbox import Sandbox, Switches
 from tests.fault.test_late import idle, sent, start
+from tests.waiting import look_again
 
 ROOT = Path(__file__).parents[2]
 PAGE_TEXT = ROOT / "docs" / "telemetry.md"
@@ -320,7 +321,7 @@ async def unknown(told: Told, session: Session) -> Any:
     await asyncio.sleep(0)
     assert channel._seen.looking
     while channel._seen.looking:
-        await asyncio.sleep(0.001)
+        await look_again()
     return told.number(name, phase="unknown")
 
 
@@ -349,7 +350,7 @@ async def test_a_payment_that_is_left_is_unknown_until_its_late_answer(
         user = (await shop.users.create("anna")).user_code
         call = start(shop.wallets.deposit(user, AMOUNT))
         while not box.received.get("wallet/deposit"):
-            await asyncio.sleep(0.001)
+            await look_again()
         call.cancel()
         with suppress(asyncio.CancelledError):
             await call
@@ -495,10 +496,8 @@ async def test_a_feed_that_is_followed(told: Told) -> None:
         async with aclosing(rows):
             assert (await anext(rows)).trans_amount == Decimal(AMOUNT)
             waiting = asyncio.ensure_future(anext(rows))
-            for _ in range(500):
-                await asyncio.sleep(0.01)
-                if told.points("agentapi.feed.lag"):
-                    break
+            while not told.points("agentapi.feed.lag"):
+                await look_again()
             assert 0 <= told.number("agentapi.feed.lag", account="shop") < 60
             clock = shop._channel.cashier.clock
             shop._channel.cashier.clock = lambda: clock() + 1000
@@ -619,6 +618,7 @@ async def test_a_journal_is_not_made_by_a_look(
         assert told.points("agentapi.payments.unknown") != {}
 
 
+@pytest.mark.process
 async def test_a_fork_tells_nothing_of_its_parents_sessions(
     box: Sandbox, told: Told
 ) -> None:
@@ -720,6 +720,7 @@ async def test_one_provider_is_enough(
         )
 
 
+@pytest.mark.process
 def test_nothing_is_imported_that_is_not_used() -> None:
     """A program that does not use OpenTelemetry makes its calls without it."""
     code = (
@@ -739,6 +740,7 @@ def test_nothing_is_imported_that_is_not_used() -> None:
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
 
 
+@pytest.mark.process
 async def test_prometheus_reads_what_the_page_shows() -> None:
     """The example serves every metric that the page has queries for."""
     process = await asyncio.create_subprocess_exec(
@@ -753,13 +755,11 @@ async def test_prometheus_reads_what_the_page_shows() -> None:
         assert process.stdout is not None
         url = (await process.stdout.readline()).decode().strip()
         async with aiohttp.ClientSession() as http:
-            for _ in range(100):
+            # The journal is asked for the next time.
+            while "agentapi_payments_unknown{" not in text:
+                await look_again()
                 async with http.get(url) as response:
                     text = await response.text()
-                # The journal is asked for the next time.
-                if "agentapi_payments_unknown{" in text:
-                    break
-                await asyncio.sleep(0.05)
     finally:
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()

@@ -20,6 +20,10 @@ import pytest
 
 from aio_agentapi.sandbox import Fault, SandboxProcess, Switches
 from tests.conftest import connect
+from tests.waiting import look_again
+
+pytestmark = pytest.mark.process
+
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"
 UVICORN: Final = ("-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0")
@@ -116,6 +120,7 @@ async def visit(port: int, request: bytes, seconds: float) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     await writer.drain()
+    # At any moment of what the server does for it.
     await asyncio.sleep(seconds)
     if random.random() < 0.5:  # noqa: S311 - either will do
         writer.transport.abort()
@@ -169,7 +174,7 @@ async def test_visitors_that_hang_up_leave_no_trace(name: str) -> None:
                 gauge = await box.gauge("operator")
                 if not (state["in_use"] or state["waiting"] or gauge.in_flight):
                     break
-                await asyncio.sleep(0.02)
+                await look_again()
         assert state["limit"] == 50
         # Each gift once or not at all, and never a part of it.
         async with connect(box) as session:
@@ -203,11 +208,13 @@ async def test_who_leaves_never_fills_the_service(name: str) -> None:
 
         async def stay() -> None:
             nonlocal late
+            # They do not all come at once.
             await asyncio.sleep(dice.uniform(0, 0.5))
             answer = await server.get("/points")
             late += answer.get("error") == "OutcomeUnknownError"
 
         async def hang_up() -> None:
+            # As above.
             await asyncio.sleep(dice.uniform(0, 0.5))
             await visit(server.port, request("/points"), dice.uniform(0, 0.1))
 
@@ -219,7 +226,7 @@ async def test_who_leaves_never_fills_the_service(name: str) -> None:
                 gauge = await box.gauge("operator")
                 if not (state["in_use"] or gauge.in_flight):
                     break
-                await asyncio.sleep(0.02)
+                await look_again()
         assert (gauge.busy, state["busy_answers"]) == (0, 0)
         assert gauge.peak <= 50
         assert 0 < late <= state["late_answers"]

@@ -122,6 +122,7 @@ async def test_closing_cancels_what_runs() -> None:
         nonlocal cancelled
         if number:
             try:
+                # To its end it does not come.
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 cancelled += 1
@@ -152,6 +153,7 @@ async def test_a_call_that_others_cancelled_is_an_outcome(*, ordered: bool) -> N
 
     async def call(number: int) -> int:
         if number == 2:
+            # As above.
             inner = asyncio.get_running_loop().create_task(asyncio.sleep(60))
             inner.cancel()
             await inner
@@ -187,7 +189,9 @@ async def test_cancelling_the_reader_ends_everything() -> None:
             pass
 
     reader = asyncio.get_running_loop().create_task(read())
-    await asyncio.sleep(0.01)
+    # The reader, and the three that it has begun.
+    while len(asyncio.all_tasks()) < 1 + 1 + 3:
+        await asyncio.sleep(0)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader

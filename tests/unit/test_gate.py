@@ -579,7 +579,7 @@ async def test_fewer_permits_take_nothing_from_anybody(make: Make) -> None:
     gate.resize(0)
     gate.give_up("interactive", 0.0)
     last = start(gate.acquire("interactive"))
-    await asyncio.sleep(0.01)
+    await turns()
     state = gate.statistics()
     assert (state.limit, state.share, state.waiting) == (0, 0, 1)
     gate.resize(2)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from aio_agentapi._pace import Pace
+from tests.waiting import in_virtual_time, look_again
 
 
 async def read(
@@ -19,6 +20,7 @@ async def read(
         log.append(f"{name} ends")
 
 
+@in_virtual_time
 async def test_one_place_is_read_by_one_at_a_time() -> None:
     """In the order in which they came, each so long after the end of the last."""
     loop, log = asyncio.get_running_loop(), list[str]()
@@ -26,9 +28,10 @@ async def test_one_place_is_read_by_one_at_a_time() -> None:
     began = loop.time()
     await asyncio.gather(*(read(pace, "x", log, name, 0.01) for name in "abc"))
     assert log == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
-    assert loop.time() - began >= 2 * 0.05
+    assert loop.time() - began == pytest.approx(0.01 + 2 * (0.05 + 0.01))
 
 
+@in_virtual_time
 async def test_places_do_not_wait_for_each_other() -> None:
     """And one that ends does not forget another that is still read."""
     log, pace, end = list[str](), Pace(0.01), asyncio.Event()
@@ -59,6 +62,7 @@ async def test_places_do_not_wait_for_each_other() -> None:
     ]
 
 
+@in_virtual_time
 async def test_who_is_cancelled_leaves_the_turn_to_the_next() -> None:
     """While he waits for another, for the time, or while he reads."""
     log, pace = list[str](), Pace(0.03)
@@ -74,12 +78,13 @@ async def test_who_is_cancelled_leaves_the_turn_to_the_next() -> None:
     assert log[2:] == ["last begins", "last ends"]
     reading = asyncio.create_task(read(pace, "x", log, "reading", 1.0))
     while "reading begins" not in log:
-        await asyncio.sleep(0.001)
+        await look_again()
     reading.cancel()
     await read(pace, "x", log, "after")
     assert log[-2:] == ["after begins", "after ends"]
 
 
+@in_virtual_time
 async def test_who_would_be_too_late_does_not_wait() -> None:
     """And whoever waits for another's reading gives up in time."""
     loop, log = asyncio.get_running_loop(), list[str]()
@@ -102,6 +107,7 @@ async def test_who_would_be_too_late_does_not_wait() -> None:
     assert log == ["first begins", "first ends", "slow begins"]
 
 
+@in_virtual_time
 async def test_places_are_forgotten() -> None:
     """A reader of a long feed leaves a place for each page."""
     log, pace = list[str](), Pace(0.01)
@@ -112,6 +118,7 @@ async def test_places_are_forgotten() -> None:
     assert len(pace._places) == 1
 
 
+@in_virtual_time
 async def test_many_feeds_cost_little_each() -> None:
     """What is kept of a place is dropped without looking at the others."""
     pace = Pace(0.001)

@@ -35,6 +35,7 @@ from aio_agentapi._journal import (
 from aio_agentapi._types import Moved
 from aio_agentapi.errors import JournalError, UsageError
 from tests.conftest import Ageing
+from tests.waiting import look_again
 
 MOVED = Moved(amount=Decimal(5), balance=Decimal("7.1234"))
 
@@ -404,6 +405,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 async def test_a_killed_owner_is_dead(tmp_path: Path) -> None:
     """While he is stopped he lives; killed, what he sent is unknown, not free."""
     path = tmp_path / "j.db"
@@ -474,6 +476,7 @@ async def test_what_is_kept_is_written_at_the_end(tmp_path: Path) -> None:
     await again.aclose()
 
 
+@pytest.mark.process
 def test_a_file_that_may_not_be_written_refuses(tmp_path: Path) -> None:
     """Read-only, seen by a user who is not root."""
     code = """
@@ -617,7 +620,7 @@ async def test_what_is_kept_is_tried_again_by_itself(
         await store.write([Verdict(id=written.id, phase=Phase.DONE)], at(1.0))
     assert "as soon as" in str(caught.value)
     while (await reader.intents())[0].phase is Phase.SENT:
-        await asyncio.sleep(0.01)
+        await look_again()
     await store.aclose()
     await reader.aclose()
 
@@ -641,6 +644,7 @@ async def test_a_dead_owner_is_dead_from_when_it_is_seen(tmp_path: Path) -> None
     await second.aclose()
 
 
+@pytest.mark.process
 async def test_a_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
     """Forked while a payment is under way, it outlives the parent."""
     code = OWNER.replace(

@@ -25,6 +25,7 @@ from aio_agentapi._types import Moved
 from aio_agentapi.errors import JournalError
 from tests.conftest import Ageing
 from tests.unit.test_store import at, become, begun, intent
+from tests.waiting import look_again
 
 MOVED: Final = Moved(amount=Decimal(5), balance=Decimal(5))
 
@@ -65,6 +66,7 @@ async def test_another_name_of_the_file_is_refused(tmp_path: Path) -> None:
     await other.aclose()
 
 
+@pytest.mark.process
 async def test_a_mount_of_the_file_alone_is_refused(tmp_path: Path) -> None:
     """As a container has it: its log would not be seen by others."""
     store = SqliteStore(tmp_path / "j.db")
@@ -125,6 +127,7 @@ async def test_nobody_begins_beside_a_deleted_log(tmp_path: Path) -> None:
     await other.aclose()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ends", [("-wal", "-shm", "-owners"), ("-wal", "-shm")])
 @pytest.mark.parametrize("looked", [False, True])
 async def test_nobody_pays_beside_those_whose_log_is_gone(
@@ -451,7 +454,7 @@ async def test_a_loop_that_was_closed_reads_no_feed(store: Store) -> None:
     assert await asyncio.to_thread(asyncio.run, take())
     async with asyncio.timeout(10):
         while not await store.take_feed("eur"):
-            await asyncio.sleep(0.001)
+            await look_again()
     assert not await store.take_feed("eur")
     store.leave_feed("eur")
     await store.aclose()
@@ -585,6 +588,7 @@ os.waitpid(child, 0)
 """
 
 
+@pytest.mark.process
 async def test_a_forked_child_does_not_open_what_its_parent_has(tmp_path: Path) -> None:
     """SQLite keeps what a process has locked: a clear error, and no hang."""
     ran = subprocess.run(  # noqa: ASYNC221, S603 - our own interpreter

@@ -1,0 +1,55 @@
+"""
+What is true of all tests: which of them start processes, and how long one may take.
+
+Those that start processes are marked so, and no other: this sees to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+
+import pytest
+
+# What is asked of the system when a process begins.
+_BEGINNINGS = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn"})
+
+_begun: list[str] = []
+
+
+def _hear(event: str, args: tuple[object, ...]) -> None:
+    if event in _BEGINNINGS:
+        _begun.append(f"{event} {args[:1]}")
+
+
+sys.addaudithook(_hear)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note what a test and its fixtures start."""
+    del item
+    _begun.clear()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test without the mark that has started one."""
+    yield
+    if _begun and item.get_closest_marker("process") is None:
+        pytest.fail(
+            f"it starts a process ({_begun[0]}): mark it with pytest.mark.process,"
+            " so that make quick leaves it out",
+            pytrace=False,
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests more time before they are said to hang, where it is asked for."""
+    patience = float(os.environ.get("AGENTAPI_TEST_PATIENCE", "1"))
+    for item in items if patience != 1 else ():
+        mark = item.get_closest_marker("timeout")
+        seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * patience), append=False)

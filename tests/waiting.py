@@ -1,0 +1,63 @@
+"""How tests wait: for what happens, and never for time to pass."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Seconds between two looks: short beside anything that is waited for.
+_LOOK: Final = 0.002
+
+
+async def look_again() -> None:
+    """
+    Let others run before a test looks once more whether something has happened.
+
+    A test says ``while not there: await look_again()``. How long that may last is the
+    time limit of the test, which it does not come near: it is only for what hangs.
+    """
+    # The one place where a test waits for a while.
+    await asyncio.sleep(_LOOK)
+
+
+class _Jumping(selectors.DefaultSelector):
+    """Waits for no time: it tells how much was to be waited for."""
+
+    waited = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        found = super().select(0)
+        if not found and timeout is not None:
+            self.waited += timeout
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time is what its timers wanted to wait: nothing in it is late."""
+
+    def __init__(self) -> None:
+        self.jumping = _Jumping()
+        super().__init__(self.jumping)
+
+    def time(self) -> float:
+        """Return the seconds that have passed."""
+        return self.jumping.waited
+
+
+def in_virtual_time(
+    test: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, T]:
+    """Run a coroutine function in a loop of its own, where time costs nothing."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(test(*args, **kwargs))
+
+    return run
