@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 
-.PHONY: help demo test quick check store peers browser docs draw soak steady mutants matrix core \
+.PHONY: help demo test quick check mypy pyright store peers browser docs draw soak steady mutants matrix others \
 	pythons lowest bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared \
 	bench-guard format changelog clean
 
@@ -53,11 +53,17 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run
 	@$(BIN)/agentapi demo
 
+# The cheap ones first; the two readers of types take a processor each.
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	@$(MAKE) --no-print-directory -j 2 mypy pyright
+
+mypy: $(VENV)/.dev
 	$(BIN)/mypy
+
+pyright: $(VENV)/.dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@# It finds the package by the first python of the path.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/basedpyright --verifytypes aio_agentapi --ignoreexternal
@@ -107,19 +113,21 @@ draw: $(VENV)/.dev
 
 soak: $(VENV)/.dev store peers
 	$(BIN)/python -m pytest -m soak
+	AGENTAPI_TEST_EXAMPLES=20 $(BIN)/python -m pytest -o timeout=1200 tests/property/test_wire.py \
+		tests/contract/test_document.py
 
 steady: $(VENV)/.dev store peers browser
 	$(BIN)/python -m tests.steady
 
-mutants: $(VENV)/.dev store
-	$(BIN)/python -m tests.mutants
+mutants: $(VENV)/.dev store peers
+	$(BIN)/python -m tests.mutants --count 221 --seed 1 --file build/mutants/survivors.toml
 
 matrix: $(VENV)/.dev store peers browser
 	$(BIN)/nox -s interpreters tests modes
 
 # On each other Python: what has to hold wherever the library runs.
-core: $(VENV)/.dev
-	$(BIN)/nox -s interpreters core
+others: $(VENV)/.dev store
+	$(BIN)/nox -s interpreters others
 
 # Needs root, and some minutes the first time. What is made there stays in build/sid.
 SID := build/sid

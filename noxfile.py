@@ -17,6 +17,9 @@ import nox
 
 WANTED = ("3.11", "3.12", "3.13", "3.14", "3.15")
 
+# The one that runs this.
+OWN = "{}.{}".format(*sys.version_info)
+
 # What has to hold wherever the library runs, without what only tools need.
 CORE = (
     "tests/unit",
@@ -38,7 +41,7 @@ MODES = {
 
 HELP = (
     "On Debian: make pythons (a sid in a folder of its own has 3.13 and newer), or"
-    " pyenv install VERSION."
+    " pyenv install VERSION"
 )
 
 nox.options.default_venv_backend = "venv"
@@ -69,7 +72,7 @@ def found() -> dict[str, str]:
     for wanted in WANTED:
         named = shutil.which(f"python{wanted}")
         kept = sorted(root.glob(f"versions/{wanted}*/bin/python3"), reverse=True)
-        asked = [sys.executable] if version_of(sys.executable) == wanted else []
+        asked = [sys.executable] if wanted == OWN else []
         for program in (*asked, *filter(None, [named]), *kept):
             if version_of(program) == wanted:
                 places[wanted] = str(program)
@@ -78,6 +81,9 @@ def found() -> dict[str, str]:
 
 
 FOUND = found()
+OTHERS = [program for version, program in FOUND.items() if version != OWN]
+# Eager tasks are not older than that.
+NEWER = [program for version, program in FOUND.items() if version != "3.11"]
 
 
 def tell() -> None:
@@ -119,16 +125,27 @@ def tests(session: nox.Session) -> None:
     run(session, *session.posargs)
 
 
-@nox.session(python=[p for v, p in FOUND.items() if v != version_of(sys.executable)])
+@nox.session(python=[*FOUND.values()])
 def core(session: nox.Session) -> None:
-    """Run what has to hold wherever the library runs, on each other Python."""
+    """Run what has to hold wherever the library runs."""
     prepare(session, "core")
     run(session, *CORE, *session.posargs)
 
 
-@nox.session(python=[p for v, p in FOUND.items() if v != "3.11"][-1:])
+@nox.session(python=OTHERS or False)
+def others(session: nox.Session) -> None:
+    """Run that on each Python but this one, which runs all tests anyway."""
+    if not OTHERS:
+        session.skip(f"There is no other Python here than {OWN}. {HELP}")
+    prepare(session, "core")
+    run(session, *CORE, *session.posargs)
+
+
+@nox.session(python=NEWER[-1:] or False)
 @nox.parametrize("mode", [*MODES])
 def modes(session: nox.Session, mode: str) -> None:
     """Run that in other loops, on the newest Python that is there."""
+    if not NEWER:
+        session.skip(f"There is no newer Python here than 3.11. {HELP}")
     prepare(session, "core")
     run(session, *CORE, *session.posargs, env=MODES[mode])

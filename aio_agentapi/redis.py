@@ -170,9 +170,8 @@ class RedisGate(LocalGate):
     _terms: Terms = attrs.field(alias="terms", factory=Terms, kw_only=True)
     _clock: Callable[[], float] = attrs.field(alias="clock", default=_now, kw_only=True)
     id: str = attrs.field(init=False, factory=lambda: secrets.token_hex(8))
-    # The number of the last report, and what the store has in the row at least.
+    # The number of the last report.
     _number: int = attrs.field(init=False, default=0)
-    _known: int = attrs.field(init=False, default=0)
     # What was last asked for, and the most that was wanted a heartbeat ago.
     _told_wanted: int = attrs.field(init=False, default=0)
     _wanted_before: int = attrs.field(init=False, default=0)
@@ -332,7 +331,6 @@ class RedisGate(LocalGate):
         self._number += 1
         if held is None:
             held = self._limit
-        self._known = max(self._known, held)
         return Report(number=self._number, held=held, wanted=wanted, sent=self._clock())
 
     def answered(self, report: Report, answer: Answer) -> None:
@@ -354,7 +352,6 @@ class RedisGate(LocalGate):
         if self._lost:
             self._lost = False
             _LOG.warning("the store of the shared gate answers again")
-        self._known = max(report.held, target)
         self.resize(target)
         # Also where the answer was under way for longer than the lease.
         self._look()

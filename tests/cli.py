@@ -88,7 +88,13 @@ async def run_process(
 ) -> Ran:
     """Run ``agentapi`` in a process of its own."""
     process = await begin(box, *args, name=name, env=env)
-    out, err = await process.communicate(send)
+    try:
+        out, err = await process.communicate(send)
+    finally:
+        if process.returncode is None:
+            # The test has given it up.
+            process.kill()
+            await process.communicate()
     return Ran(process.returncode or 0, out.decode(), err.decode())
 
 

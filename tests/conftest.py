@@ -28,6 +28,9 @@ watch()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How many times as many examples a search looks at: make soak asks for more.
+EXAMPLES = int(os.environ.get("AGENTAPI_TEST_EXAMPLES", "1"))
+
 # The same examples in every run of a commit, and as long as they take.
 hypothesis.settings.register_profile(
     "default",

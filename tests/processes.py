@@ -6,11 +6,12 @@ Those that start processes are marked so, and no other: this sees to it.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Generator
 
 import pytest
+
+from tests.waiting import PATIENCE
 
 # What is asked of the system when a process begins.
 _BEGINNINGS = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn"})
@@ -48,8 +49,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give all tests more time before they are said to hang, where it is asked for."""
-    patience = float(os.environ.get("AGENTAPI_TEST_PATIENCE", "1"))
-    for item in items if patience != 1 else ():
+    for item in items if PATIENCE != 1 else ():
         mark = item.get_closest_marker("timeout")
         seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
-        item.add_marker(pytest.mark.timeout(seconds * patience), append=False)
+        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)

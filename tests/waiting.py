@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# How many times slower the machine may be than one that has nothing else to do:
+# bounds of real time are multiplied by it.
+PATIENCE: Final = float(os.environ.get("AGENTAPI_TEST_PATIENCE", "1"))
 
 # Seconds between two looks: short beside anything that is waited for.
 _LOOK: Final = 0.002

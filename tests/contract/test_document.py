@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aio_agentapi.sandbox import SandboxThread, Switches, document
-from tests.conftest import connect
+from tests.conftest import EXAMPLES, connect
 
 DOCUMENT = document()
 schema = schemathesis.openapi.from_dict(DOCUMENT)
@@ -165,7 +165,7 @@ BLIND: Final = [*BY_STATUS, missing_required_header]
 
 @schema.parametrize()  # pyright: ignore[reportUntypedFunctionDecorator]  # schemathesis's
 @settings(
-    max_examples=20,
+    max_examples=10 * EXAMPLES,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 def test_every_answer_is_as_the_document_says(case: Case[Any], place: Place) -> None:

@@ -608,8 +608,10 @@ async def wait_for(file: Path, text: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("early", ["busy", "empty"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("early", "number"),
+    [("busy", signal.SIGINT), ("empty", signal.SIGTERM), ("empty", signal.SIGHUP)],
+)
 async def test_following_the_feed(
     desk: Desk, user: str, early: Any, number: signal.Signals
 ) -> None:

@@ -31,9 +31,10 @@ from aio_agentapi._budget import key_of
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.redis import RedisGate
 from aio_agentapi.sandbox import ManualClock, Sandbox, Switches
-from tests.cli import run, run_process
+from tests.cli import Ran, run, run_process
 from tests.conftest import OK_INFO, TOKEN, Script, answering, read_request, serving
 from tests.redis_server import redis_server
+from tests.waiting import PATIENCE
 
 PASSWORD = "pass-word-of-nobody"
 
@@ -80,6 +81,8 @@ class Told:
         row = self.rows[check]
         assert said in row["told"], row
         assert remedy in row["remedy"], row
+        if not self.text:
+            return
         (line,) = (x for x in self.text.splitlines() if x.split()[1:2] == [check])
         assert line.split()[0] == "wrong"
         assert f"-> {row['remedy']}" in self.text
@@ -94,16 +97,15 @@ async def examine(
     """
     Run the doctor in both forms; no secret is in what it says.
 
-    In a thread, which is quicker, or in processes of its own, where it matters.
+    In a thread, or, where it matters how Python starts and ends, in a process of its
+    own: in the form for programs alone, for the other is made of the same rows.
     """
     kept = _PLAIN | dict(env)
     if process:
         # However the rest hangs.
-        async with asyncio.timeout(10):
-            plain, rows = await asyncio.gather(
-                run_process(None, *args, "doctor", env=kept),
-                run_process(None, *args, "doctor", "--json", env=kept),
-            )
+        async with asyncio.timeout(10 * PATIENCE):
+            rows = await run_process(None, *args, "doctor", "--json", env=kept)
+        plain = Ran(rows.code, "", "")
     else:
         plain = await run(None, *args, "doctor", env=kept)
         rows = await run(None, *args, "doctor", "--json", env=kept)
@@ -158,7 +160,7 @@ async def test_all_is_well(box: Sandbox, tmp_path: Path) -> None:
         before, books = dict(box.received), box.audit()
         files = {path: path.stat() for path in tmp_path.iterdir()}
         more = {"AGENTAPI_REDIS_URL": store.url, "AGENTAPI_JOURNAL": str(journal)}
-        told = await examine(of(box, **more), process=True)
+        told = await examine(of(box, **more))
         assert (told.code, told.having("ok")) == (0, {*_CHECKS}), told.text
         assert "Python" in told.rows["versions"]["told"]
         assert "127.0.0.1; allowed: any" in told.rows["allowed_ip"]["told"]
@@ -599,7 +601,7 @@ async def test_a_date_without_a_zone() -> None:
     ):
         async with serving(answering(OK_INFO, extra=f"Date: {date}\r\n")) as url:
             told = await examine(at(url, TZ="Asia/Tokyo"), process=True)
-        assert told.rows["clock"]["state"] == state, told.text
+        assert told.rows["clock"]["state"] == state
     told.wrong("clock", "s ahead", "NTP")
 
 

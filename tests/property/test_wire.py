@@ -20,6 +20,7 @@ from aio_agentapi.resources.agents import Agent
 from aio_agentapi.resources.games import Game
 from aio_agentapi.resources.points import PointMove
 from aio_agentapi.resources.users import User
+from tests.conftest import EXAMPLES
 
 SHAPES: list[Any] = [
     SINCE.returns,
@@ -104,7 +105,7 @@ def members(record: type[Any]) -> st.SearchStrategy[str]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80 * EXAMPLES, deadline=None)
 def test_one_reader_is_as_the_other(shape: Any, data: st.DataObject) -> None:
     """To the last digit and the zone; or it is left to the other."""
     body = data.draw(text(shape))

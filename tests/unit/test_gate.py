@@ -12,6 +12,7 @@ from aio_agentapi import GateStatistics, LocalGate, Settings
 from aio_agentapi._types import Lane
 from aio_agentapi.errors import ClosedError, GateFullError, GateTimeoutError
 from aio_agentapi.redis import RedisGate
+from tests.waiting import in_virtual_time
 
 Make: TypeAlias = Callable[..., LocalGate]
 
@@ -48,6 +49,7 @@ async def refuse(gate: LocalGate, lane: Lane, until: float | None = None) -> Non
     await gate.acquire(lane, until, again=True)
 
 
+@in_virtual_time
 async def test_permits_are_given_until_there_are_none() -> None:
     """The limit holds, and the next one waits for a release."""
     gate = LocalGate(limit=2)
@@ -76,6 +78,7 @@ async def test_permits_are_given_until_there_are_none() -> None:
     assert (gate.statistics().in_use, gate.statistics().waiting) == (2, 0)
 
 
+@in_virtual_time
 async def test_first_come_first_served_within_a_lane(make: Make) -> None:
     """Permits are handed over in the order of arrival."""
     gate = make(limit=1)
@@ -94,6 +97,7 @@ async def test_first_come_first_served_within_a_lane(make: Make) -> None:
     assert list(range(20)) == served
 
 
+@in_virtual_time
 async def test_a_newcomer_does_not_overtake(make: Make) -> None:
     """A permit that was released is its receiver's before anybody else can ask."""
     gate = make(limit=1)
@@ -109,6 +113,7 @@ async def test_a_newcomer_does_not_overtake(make: Make) -> None:
     await turns()
 
 
+@in_virtual_time
 async def test_interactive_goes_first(make: Make) -> None:
     """The batch lane gets what the other one leaves, without a floor."""
     gate = make(limit=1)
@@ -146,6 +151,7 @@ async def saturate(gate: LocalGate, permits: int, rounds: int) -> dict[Lane, int
     return held
 
 
+@in_virtual_time
 async def test_the_batch_lane_keeps_its_floor(make: Make) -> None:
     """However much the other lane asks for, and never more than the floor then."""
     gate = make(limit=10, batch_floor=3)
@@ -153,6 +159,7 @@ async def test_the_batch_lane_keeps_its_floor(make: Make) -> None:
 
 
 @pytest.mark.parametrize("limit", [2, 5, 10])
+@in_virtual_time
 async def test_a_floor_above_the_limit_leaves_one_permit(
     limit: int, make: Make
 ) -> None:
@@ -162,6 +169,7 @@ async def test_a_floor_above_the_limit_leaves_one_permit(
     assert held == {"interactive": 1, "batch": limit - 1}
 
 
+@in_virtual_time
 async def test_the_floor_scales_with_the_share(make: Make) -> None:
     """At a fifth of the permits the batch lane keeps a fifth of its floor."""
     gate = make(limit=50, batch_floor=10)
@@ -173,6 +181,7 @@ async def test_the_floor_scales_with_the_share(make: Make) -> None:
     assert await saturate(gate, 10, 60) == {"interactive": 8, "batch": 2}
 
 
+@in_virtual_time
 async def test_with_one_permit_the_batch_lane_gets_every_fifth(make: Make) -> None:
     """A single permit cannot be divided, but taken in turns."""
     gate = make(limit=1, batch_floor=1)
@@ -191,6 +200,7 @@ async def test_with_one_permit_the_batch_lane_gets_every_fifth(make: Make) -> No
     assert "".join(served).startswith("iiiibiiiibiiiibiiiib")
 
 
+@in_virtual_time
 async def test_max_wait_ends_the_waiting(make: Make) -> None:
     """The error says how long, and the line is as if nobody had come."""
     gate = make(limit=1)
@@ -205,6 +215,7 @@ async def test_max_wait_ends_the_waiting(make: Make) -> None:
     await gate.acquire("interactive", loop.time() - 1)
 
 
+@in_virtual_time
 async def test_a_full_line_refuses_at_once(make: Make) -> None:
     """One more than max_waiting does not wait; a free permit needs no place."""
     gate = make(limit=1, max_waiting=1)
@@ -218,6 +229,7 @@ async def test_a_full_line_refuses_at_once(make: Make) -> None:
     assert gate.statistics().waiting == 0
 
 
+@in_virtual_time
 async def test_a_cancel_while_waiting_leaves_the_line_in_order(make: Make) -> None:
     """Those behind move up, whoever goes."""
     gate = make(limit=1)
@@ -236,6 +248,7 @@ async def test_a_cancel_while_waiting_leaves_the_line_in_order(make: Make) -> No
     await calls[3]
 
 
+@in_virtual_time
 async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on(make: Make) -> None:
     """A permit that meets a cancellation goes to the next in line."""
     gate = make(limit=1)
@@ -249,6 +262,7 @@ async def test_a_cancel_in_the_turn_of_the_hand_over_passes_it_on(make: Make) ->
     assert second.done()
 
 
+@in_virtual_time
 async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by(make: Make) -> None:
     """The other order: the waiter is cancelled and still in line."""
     gate = make(limit=1)
@@ -262,6 +276,7 @@ async def test_a_hand_over_in_the_turn_of_the_cancel_passes_it_by(make: Make) ->
     assert second.done()
 
 
+@in_virtual_time
 async def test_a_coroutine_that_is_closed_leaves_nothing_in_line(make: Make) -> None:
     """As one whose task was never run to its end; served already or not."""
     gate = make(limit=1)
@@ -277,6 +292,7 @@ async def test_a_coroutine_that_is_closed_leaves_nothing_in_line(make: Make) -> 
     assert gate.statistics().in_use == 0
 
 
+@in_virtual_time
 async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel(make: Make) -> None:
     """Somebody who is cancelled and told of the closing is cancelled."""
     gate = make(limit=1)
@@ -289,6 +305,7 @@ async def test_a_cancel_in_the_turn_of_the_close_is_a_cancel(make: Make) -> None
     assert waiting.cancelled()
 
 
+@in_virtual_time
 async def test_a_refused_call_waits_for_a_completion(make: Make) -> None:
     """Before those that were never sent, and nobody is woken by the refusal."""
     gate = make(limit=2)
@@ -316,6 +333,7 @@ async def test_a_refused_call_waits_for_a_completion(make: Make) -> None:
     await turns()
 
 
+@in_virtual_time
 async def test_a_refusal_whose_caller_has_gone_strands_nobody(make: Make) -> None:
     """Those in line are probed, though nobody stands there anew."""
     gate = make(limit=1)
@@ -327,6 +345,7 @@ async def test_a_refusal_whose_caller_has_gone_strands_nobody(make: Make) -> Non
         await waiting
 
 
+@in_virtual_time
 async def test_the_share_grows_back_step_by_step(make: Make) -> None:
     """After `share` good answers one permit more is admitted, up to the limit."""
     gate = make(limit=4)
@@ -345,6 +364,7 @@ async def test_the_share_grows_back_step_by_step(make: Make) -> None:
     assert gate.statistics().withheld == 0
 
 
+@in_virtual_time
 async def test_steps_that_hold_become_larger(make: Make) -> None:
     """Where the others have gone, the permits are back after a few rounds."""
     gate = make(limit=50)
@@ -362,6 +382,7 @@ async def test_steps_that_hold_become_larger(make: Make) -> None:
         assert shares[-6:] == [2, 4, 8, 16, 32, 50]
 
 
+@in_virtual_time
 async def test_a_refused_step_makes_the_next_wait_longer(make: Make) -> None:
     """Four times as many good answers; it stays at that."""
     gate = make(limit=3)
@@ -388,6 +409,7 @@ async def test_a_refused_step_makes_the_next_wait_longer(make: Make) -> None:
     assert counts == [2, 8, 8, 8]
 
 
+@in_virtual_time
 async def test_a_line_that_nothing_moves_is_probed(make: Make) -> None:
     """With nothing of ours in flight, one call is tried after a tenth of a second."""
     gate = make(limit=5)
@@ -407,6 +429,7 @@ async def test_a_line_that_nothing_moves_is_probed(make: Make) -> None:
     await gate.acquire("interactive")
 
 
+@in_virtual_time
 async def test_a_probe_does_not_wait_for_a_slow_call_of_ours(make: Make) -> None:
     """What others gave back is found while a call of ours still runs."""
     gate = make(limit=5)
@@ -417,6 +440,7 @@ async def test_a_probe_does_not_wait_for_a_slow_call_of_ours(make: Make) -> None
     assert (state.share, state.in_use) == (2, 2)
 
 
+@in_virtual_time
 async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck(make: Make) -> None:
     """With nothing in flight and nobody in line, whoever comes next is the probe."""
     gate = make(limit=5)
@@ -429,6 +453,7 @@ async def test_a_newcomer_after_a_refusal_that_gave_up_is_not_stuck(make: Make) 
         await gate.acquire("interactive")
 
 
+@in_virtual_time
 async def test_a_refused_call_has_max_wait_too(make: Make) -> None:
     """Its permit is back, and it has left the line."""
     gate = make(limit=1)
@@ -438,6 +463,7 @@ async def test_a_refused_call_has_max_wait_too(make: Make) -> None:
     assert (gate.statistics().in_use, gate.statistics().waiting) == (0, 0)
 
 
+@in_virtual_time
 async def test_closing_tells_those_in_line_and_lets_nobody_in(make: Make) -> None:
     """Those that hold a permit keep it, and may be waited for."""
     gate = make(limit=1)
@@ -460,6 +486,7 @@ async def test_closing_tells_those_in_line_and_lets_nobody_in(make: Make) -> Non
     assert repr(gate).endswith("closed>")
 
 
+@in_virtual_time
 async def test_a_permit_cannot_be_given_back_twice(make: Make) -> None:
     """A mistake of the caller's is told and changes nothing."""
     gate = make(limit=2)
@@ -471,6 +498,7 @@ async def test_a_permit_cannot_be_given_back_twice(make: Make) -> None:
         await refuse(gate, "interactive")
 
 
+@in_virtual_time
 async def test_cancelling_many_leaves_nothing_behind(make: Make) -> None:
     """Ten thousand in line, all cancelled: the permits are whole, the line empty."""
     gate = make(limit=50)
@@ -486,6 +514,7 @@ async def test_cancelling_many_leaves_nothing_behind(make: Make) -> None:
     assert gate.statistics().in_use == 0
 
 
+@in_virtual_time
 async def test_a_permit_that_was_given_up_lingers(make: Make) -> None:
     """Nobody gets it for a while, and then the next in line does."""
     gate = make(limit=2)
@@ -514,6 +543,7 @@ async def test_a_permit_that_was_given_up_lingers(make: Make) -> None:
     assert (state.detached, state.late_answers, state.in_use) == (0, 1, 1)
 
 
+@in_virtual_time
 async def test_what_lingers_is_nothing_to_wait_for_at_closing(make: Make) -> None:
     """It has been given up."""
     gate = make(limit=1)
@@ -527,6 +557,7 @@ async def test_what_lingers_is_nothing_to_wait_for_at_closing(make: Make) -> Non
         assert await idle
 
 
+@in_virtual_time
 async def test_a_refusal_says_what_others_seem_to_hold(make: Make) -> None:
     """Those not in flight with us when the service refused, until it admits more."""
     gate = make(limit=50)
@@ -544,6 +575,7 @@ async def test_a_refusal_says_what_others_seem_to_hold(make: Make) -> None:
     assert gate.statistics().foreign_estimate == 19
 
 
+@in_virtual_time
 async def test_more_permits_are_there_at_once(make: Make) -> None:
     """For those in line first."""
     gate = make(limit=1, batch_floor=1)
@@ -560,6 +592,7 @@ async def test_more_permits_are_there_at_once(make: Make) -> None:
         await gate.acquire("interactive")
 
 
+@in_virtual_time
 async def test_fewer_permits_take_nothing_from_anybody(make: Make) -> None:
     """Free ones are gone at once, those in use when they come back."""
     gate = make(limit=5)
@@ -586,6 +619,7 @@ async def test_fewer_permits_take_nothing_from_anybody(make: Make) -> None:
     await last
 
 
+@in_virtual_time
 async def test_what_is_kept_back_goes_first(make: Make) -> None:
     """The service admits no more because of it, and no less."""
     gate = make(limit=10)
