@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 
-.PHONY: help demo test quick check mypy pyright store peers browser docs draw soak steady mutants matrix others \
+.PHONY: help demo test quick check cheap mypy pyright store peers browser docs draw soak steady mutants matrix others \
 	pythons lowest bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared \
 	bench-guard format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
 	@echo "make test    all checks and all tests"
-	@echo "make quick   all checks, and the tests that need no process of their own; a minute"
+	@echo "make quick   checks, and the tests that need no process of their own; a minute"
 	@echo "make check   format, lint, layers, types"
 	@echo "make browser  chromium, for the tests that look at pages"
 	@echo "make docs    the site of the docs, in build/docs"
@@ -53,12 +53,14 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run
 	@$(BIN)/agentapi demo
 
-# The cheap ones first; the two readers of types take a processor each.
-check: $(VENV)/.dev
+# The two readers of types take a processor each.
+check: cheap
+	@$(MAKE) --no-print-directory -j 2 mypy pyright
+
+cheap: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
-	@$(MAKE) --no-print-directory -j 2 mypy pyright
 
 mypy: $(VENV)/.dev
 	$(BIN)/mypy
@@ -92,7 +94,7 @@ browser:
 		|| echo "chromium is missing, and tests will say so: install it as root"
 
 # Several at a time, for many wait; by file, for what a module sets up once.
-PARALLEL := -n 4 --dist loadfile
+PARALLEL := -n 3 --dist loadfile
 
 test: check store peers
 	$(BIN)/coverage erase
@@ -100,8 +102,11 @@ test: check store peers
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=95
 
-quick: check
-	$(BIN)/python -m pytest -q $(PARALLEL) -m "not (soak or process or realtime)"
+# What takes no processes, no time and no search; the second reader of types is in test.
+SEARCHES := --ignore tests/property --ignore tests/contract/test_document.py
+quick: cheap mypy
+	$(BIN)/python -m pytest -q -p no:schemathesis $(PARALLEL) $(SEARCHES) \
+		-m "not (soak or process or realtime)"
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W --keep-going -n -q docs build/docs

@@ -228,6 +228,8 @@ async def test_tasks_that_share_a_context_do_not_share_their_fate(box: Sandbox) 
         assert box.executed["wallet/deposit"] == 1
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_a_deadline_that_is_over_sends_nothing(box: Sandbox) -> None:
     """Also when the permit came in time, and the loop was busy since."""
     async with connect(box, "shop_1", limit=1) as shop:

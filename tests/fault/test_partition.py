@@ -41,7 +41,7 @@ from tests.namespaces import (
 from tests.waiting import look_again
 
 # For what waits while all cases are played.
-pytestmark = [pytest.mark.timeout(120), pytest.mark.process]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.process, pytest.mark.realtime]
 
 # Seconds after ``unacked`` until the kernel takes note of it: it counts from when it
 # sends something again, and looks when it would do so once more.

@@ -90,6 +90,7 @@ def test_no_link_of_the_site_is_dead(site: Path) -> None:
                 assert unquote(parts.fragment) in pages[target].anchors, (path, link)
 
 
+@pytest.mark.process
 def test_the_reference_has_every_public_name(site: Path) -> None:
     """What can be imported is described, with where the contract says so."""
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]

@@ -34,7 +34,6 @@ from aio_agentapi.sandbox import ManualClock, Sandbox, Switches
 from tests.cli import Ran, run, run_process
 from tests.conftest import OK_INFO, TOKEN, Script, answering, read_request, serving
 from tests.redis_server import redis_server
-from tests.waiting import PATIENCE
 
 PASSWORD = "pass-word-of-nobody"
 
@@ -102,8 +101,8 @@ async def examine(
     """
     kept = _PLAIN | dict(env)
     if process:
-        # However the rest hangs.
-        async with asyncio.timeout(10 * PATIENCE):
+        # What hangs does so for ten minutes and more.
+        async with asyncio.timeout(50):
             rows = await run_process(None, *args, "doctor", "--json", env=kept)
         plain = Ran(rows.code, "", "")
     else:
@@ -368,6 +367,8 @@ async def test_no_tls_there() -> None:
     told.wrong("tls", "not agreed on: WRONG_VERSION_NUMBER", "speaks TLS")
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 @pytest.mark.process
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_service_that_hangs(scheme: str) -> None:
@@ -424,6 +425,8 @@ def _now() -> bytes:
     return format_datetime(datetime.now(UTC), usegmt=True).encode()
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_who_plays_is_not_told() -> None:
     """What was answered before that call hung is not lost."""
     async with slow(plays=False) as url:
@@ -433,6 +436,8 @@ async def test_who_plays_is_not_told() -> None:
     assert told.rows["zone"]["told"].endswith("who plays was not told in time")
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_a_service_that_is_late() -> None:
     """It answers, later than anybody waits: nobody else is in between."""
     async with slow(seconds=4) as url:
@@ -440,6 +445,8 @@ async def test_a_service_that_is_late() -> None:
     told.wrong("answer", "no answer within", "the service is slow")
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_others_use_a_slow_service() -> None:
     """That they have all permits is told, though no call comes to its end."""
     busy = b'{"code": 1018, "message": "busy", "data": null}'
@@ -478,10 +485,12 @@ def resolving(folder: Path, name: str, body: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 @pytest.mark.process
 async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """The service's, or the store's: nobody waits for it, also at the end."""
-    more = resolving(tmp_path, "slow.invalid", "time.sleep(60)")
+    more = resolving(tmp_path, "slow.invalid", "time.sleep(600)")
     told = await examine(at("https://slow.invalid", **more), process=True)
     told.wrong("name", "no answer in time", "name servers")
     url = f"redis://:{PASSWORD}@slow.invalid"
@@ -490,6 +499,8 @@ async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     assert told.rows["latency"]["state"] == "ok"
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 @pytest.mark.process
 async def test_addresses_that_say_nothing(tmp_path: Path) -> None:
     """Several share the time of a step: it is told what may be in the way."""
@@ -623,6 +634,8 @@ async def test_the_zone(tmp_path: Path, ahead: int) -> None:
         assert told.rows["zone"]["facts"]["ahead"] in {-13, -14}
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_a_slow_service(box: Sandbox) -> None:
     """One call has to do for the latency; how many it gives is told."""
     box.switches = Switches(latency=1.6)
@@ -700,6 +713,8 @@ async def test_a_tunnel_of_a_proxy(tmp_path: Path) -> None:
     assert told.rows["tls"]["told"] == "through the proxy: the answer shows it"
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 @pytest.mark.process
 async def test_the_store_of_the_gate(box: Sandbox) -> None:
     """Gone, hanging, locked, or somebody else's; the service is asked all the same."""
@@ -900,6 +915,8 @@ async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
     told.wrong("versions", "aiohttp 3.1.0", "pip install -U 'aiohttp>=")
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 @pytest.mark.process
 async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """What opens it is not waited for, also at the end of the program."""

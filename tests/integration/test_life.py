@@ -8,6 +8,7 @@ import gc
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -20,6 +21,8 @@ from aio_agentapi.errors import (
     UsageError,
 )
 from aio_agentapi.sandbox import Fault, Sandbox, SandboxProcess
+from tests.conftest import TOKEN
+from tests.waiting import look_again
 
 
 def sockets() -> int:
@@ -32,6 +35,7 @@ def sockets() -> int:
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("cut", [False, True])
 async def test_closing_in_the_middle(*, cut: bool) -> None:
     """Those in flight end or are told, those in line get ClosedError, nothing stays."""
@@ -44,7 +48,7 @@ async def test_closing_in_the_middle(*, cut: bool) -> None:
         loop = asyncio.get_running_loop()
         calls = [loop.create_task(session.agents.info()) for _ in range(1050)]
         while (await box.gauge("operator")).in_flight < 50:
-            await asyncio.sleep(0.01)
+            await look_again()
         assert sockets() >= before + 50
         closing = loop.create_task(manager.aclose())
         while session.gate.statistics().waiting:
@@ -63,6 +67,7 @@ async def test_closing_in_the_middle(*, cut: bool) -> None:
         assert (state.in_use, state.waiting) == (0, 0)
 
 
+@pytest.mark.process
 async def test_a_closed_manager_says_so() -> None:
     """The session that it gave out too, at every call, and closing again is fine."""
     async with SandboxProcess() as box:
@@ -85,6 +90,7 @@ async def test_nothing_is_opened_before_it_is_needed() -> None:
         assert before == sockets()
 
 
+@pytest.mark.process
 def test_another_loop_is_refused() -> None:
     """The call raises, it does not hang, and the manager's own loop goes on."""
     with asyncio.Runner() as home:
@@ -103,6 +109,7 @@ def test_another_loop_is_refused() -> None:
         home.run(box.__aexit__())
 
 
+@pytest.mark.process
 def test_a_fork_is_refused() -> None:
     """The child gets an error and not the parent's connections."""
     with asyncio.Runner() as home:
@@ -130,29 +137,104 @@ def test_a_fork_is_refused() -> None:
         home.run(manager.aclose())
 
 
+@pytest.mark.process
 async def test_a_cancelled_closing_leaves_nothing_open() -> None:
-    """Connections are closed all the same, and closing again is complete."""
+    """All is cut at once, whatever ``drain`` says, and closing again is complete."""
     async with SandboxProcess() as box:
         await box.fault(Fault("hold"))
         before = sockets()
         loop = asyncio.get_running_loop()
         for number, native in enumerate((True, False)):
-            manager = SessionManager(box.base_url)
+            manager = SessionManager(box.base_url, settings=Settings(drain=3600.0))
             session = manager.session(box.tokens["operator"])
             call = loop.create_task(session.agents.info())
             while (await box.gauge("operator")).served <= number:
-                await asyncio.sleep(0.01)
-            if native:
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.05):
+                await look_again()
+            # The call is held for as long as the test lasts: only a cut ends it.
+            async with asyncio.timeout(20):
+                if native:
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0.05):
+                            await manager.aclose()
+                else:
+                    with anyio.move_on_after(0.05):
                         await manager.aclose()
-            else:
-                with anyio.move_on_after(0.05):
-                    await manager.aclose()
-            with pytest.raises(OutcomeUnknownError):
-                await call
-            await manager.aclose()
+                with pytest.raises(OutcomeUnknownError):
+                    await call
+                await manager.aclose()
             assert sockets() <= before + 1
+
+
+async def test_all_who_close_may_go(box: Sandbox) -> None:
+    """The last one cuts what runs, in no time, and nothing reaches the loop."""
+    unhandled = watched()
+    box.faults.hold()
+    loop = asyncio.get_running_loop()
+    manager = SessionManager(box.base_url, settings=Settings(drain=3600.0))
+    session = manager.session(box.token("operator"))
+    call = loop.create_task(session.agents.info())
+    while not box.gauge("operator").in_flight:
+        await look_again()
+    closing = [loop.create_task(session.aclose()) for _ in range(3)]
+    # All wait after their first turn.
+    await asyncio.sleep(0)
+    assert session._channel._closing.closers == len(closing)
+    async with asyncio.timeout(20):
+        for closer in closing:
+            assert not call.done()
+            closer.cancel()
+            await asyncio.wait([closer])
+        with pytest.raises(OutcomeUnknownError):
+            await call
+    ending = session._channel._closing.task
+    assert ending is not None
+    assert ending.done()
+    assert session._channel._closing.closers == 0
+    box.faults.clear()
+    assert unhandled == []
+
+
+async def test_what_goes_on_in_the_background_ends_with_the_session() -> None:
+    """It is cancelled and waited for; what has ended before is not kept."""
+    unhandled = watched()
+    async with SessionManager("http://127.0.0.1:9") as manager:
+        channel = manager.session(TOKEN)._channel
+        ends, goes_on, fails = (
+            channel.spawn(work) for work in (nothing(), for_ever(), failing())
+        )
+        await asyncio.wait([ends, fails])
+        assert isinstance(fails.exception(), ValueError)
+        # Their callbacks come a turn later.
+        await asyncio.sleep(0)
+        assert channel._closing.background == {goes_on}
+        async with asyncio.timeout(20):
+            await manager.aclose()
+        assert goes_on.cancelled()
+        assert channel._closing.background == set()
+    assert unhandled == []
+
+
+async def nothing() -> None:
+    """End at once."""
+
+
+async def for_ever() -> None:
+    """Come to no end."""
+    await asyncio.Event().wait()
+
+
+async def failing() -> None:
+    """Raise an error."""
+    raise ValueError
+
+
+def watched() -> list[dict[str, Any]]:
+    """Return what reaches the handler of the running loop, from now on."""
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: unhandled.append(context)
+    )
+    return unhandled
 
 
 async def test_one_of_two_who_close_may_go(box: Sandbox) -> None:
@@ -163,11 +245,15 @@ async def test_one_of_two_who_close_may_go(box: Sandbox) -> None:
     session = manager.session(box.token("operator"))
     call = loop.create_task(session.agents.info())
     while not box.gauge("operator").in_flight:
-        await asyncio.sleep(0)
+        await look_again()
     first, second = (loop.create_task(session.aclose()) for _ in range(2))
-    await asyncio.sleep(0.05)
+    # Both wait after their first turn.
+    await asyncio.sleep(0)
+    assert session._channel._closing.closers == 2
     first.cancel()
-    await asyncio.sleep(0.05)
+    await asyncio.wait([first])
+    # What it would have cut ends in a turn.
+    await look_again()
     assert not call.done()
     box.faults.clear()
     assert (await call).name == "operator"
@@ -182,7 +268,7 @@ async def test_closing_is_complete_whenever_it_is_cancelled(
     """Also twice, and before it has had its first turn."""
     loop, before = asyncio.get_running_loop(), sockets()
     box.faults.hold()
-    manager = SessionManager(box.base_url, settings=Settings(drain=0.01))
+    manager = SessionManager(box.base_url, settings=Settings(drain=3600.0))
     session = manager.session(box.token("operator"))
     call = loop.create_task(session.agents.info())
     while not box.gauge("operator").in_flight:
@@ -193,19 +279,22 @@ async def test_closing_is_complete_whenever_it_is_cancelled(
         closing.cancel()
         for _ in range(turns):
             await asyncio.sleep(0)
-    await asyncio.gather(closing, call, return_exceptions=True)
-    assert isinstance(call.exception(), OutcomeUnknownError)
-    ending = session._channel._closing.task
-    assert ending is not None
-    await asyncio.wait([ending])
+    # It is held for as long as the test lasts: only a cut ends it.
+    async with asyncio.timeout(20):
+        await asyncio.gather(closing, call, return_exceptions=True)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        ending = session._channel._closing.task
+        assert ending is not None
+        await asyncio.wait([ending])
     assert session._channel._transport._closed
     # The stand-in is in this process too: both ends of a connection.
     box.faults.clear()
     while box.gauge("operator").in_flight:
-        await asyncio.sleep(0.01)
+        await look_again()
     assert sockets() <= before + 1
 
 
+@pytest.mark.process
 def test_a_program_that_ends_while_it_closes(capfd: pytest.CaptureFixture[str]) -> None:
     """What asyncio.run cancels at its end leaves nothing open."""
 
@@ -218,7 +307,7 @@ def test_a_program_that_ends_while_it_closes(capfd: pytest.CaptureFixture[str]) 
             loop.set_debug(True)
             call = loop.create_task(session.agents.info())
             while not (await box.gauge("operator")).in_flight:
-                await asyncio.sleep(0.01)
+                await look_again()
             closing = loop.create_task(manager.aclose())
             await asyncio.sleep(0)
             assert not call.done()
@@ -254,6 +343,7 @@ async def test_closing_ends_a_pause(box: Sandbox) -> None:
     assert not place.users
 
 
+@pytest.mark.process
 def test_closing_from_another_loop_closes_nothing() -> None:
     """The owner's calls go on."""
     with asyncio.Runner() as home:
@@ -268,7 +358,7 @@ def test_closing_from_another_loop_closes_nothing() -> None:
                 manager.session("operator").agents.info()
             )
             while not (await box.gauge("operator")).in_flight:
-                await asyncio.sleep(0.01)
+                await look_again()
             return box, manager, call
 
         async def end() -> None:

@@ -927,6 +927,8 @@ async def test_what_a_person_decided_long_ago_counts_no_more() -> None:
         ticking.cancel()
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_an_answer_in_between_is_not_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -968,6 +970,8 @@ async def test_an_answer_in_between_is_not_overwritten(
 # Cut off anywhere.
 
 
+@pytest.mark.realtime
+@pytest.mark.realtime
 async def test_a_payment_that_is_cancelled_anywhere_leaves_nothing_open(
     tmp_path: Path,
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from aio_agentapi import Distributed, PlanRow, Session
-from aio_agentapi._progress import Progress, canonical
+from aio_agentapi._progress import Noted, Progress, canonical
 from aio_agentapi.errors import JournalError, UsageError
 from aio_agentapi.sandbox import Sandbox
 
@@ -194,6 +196,38 @@ async def test_what_the_plan_raises_is_no_end_of_it(
     with pytest.raises(OSError, match="the source"):
         await carry_out(session, broken(), path)
     assert len(await carry_out(session, whole(), path)) == 5
+
+
+def noted(position: int, phase: Any = "taken") -> Noted:
+    """Make what is kept of a row."""
+    return Noted(position, position, 7, "5", f"run-{position}", own=False, phase=phase)
+
+
+async def test_a_group_whose_writing_is_cancelled_is_written_with_the_next(
+    tmp_path: Path,
+) -> None:
+    """In its place, and each row as it was noted last."""
+    progress = await Progress.open(tmp_path / "j", "run")
+    busy = threading.Event()
+    # The disk takes its time.
+    progress._thread.submit(busy.wait)
+    for position in (1, 2):
+        progress.note(noted(position))
+    writing = asyncio.ensure_future(progress.write())
+    while progress._fresh:
+        await asyncio.sleep(0)
+    # Both have gone to the thread, where nothing of them is written yet.
+    progress.note(noted(3))
+    progress.note(noted(2, "moved"))
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
+    busy.set()
+    assert [row.position for row in progress._fresh.values()] == [1, 2, 3]
+    await progress.write()
+    found = [(row.position, row.phase) for row in progress.rows()]
+    assert found == [(1, "taken"), (2, "moved"), (3, "taken")]
+    await progress.aclose()
 
 
 @pytest.mark.parametrize(

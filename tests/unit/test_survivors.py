@@ -70,6 +70,7 @@ from tests.unit.test_gate import leased
 AGENT = {"name": "x", "currency": 978, "balance": 1}
 
 
+@pytest.mark.realtime
 async def test_a_call_that_got_its_permit_leaves_no_timer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -614,6 +615,7 @@ async def test_a_progress_file_says_how_far_it_came(tmp_path: Path) -> None:
         assert sql.execute("PRAGMA application_id").fetchone() == (0x61675031,)
 
 
+@pytest.mark.realtime
 async def test_a_group_is_due_by_its_age_or_its_size(tmp_path: Path) -> None:
     """With at least one row in it."""
     progress = await Progress.open(tmp_path / "p", None)

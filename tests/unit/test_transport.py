@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from inspect import signature
 from typing import Any
 from unittest.mock import Mock
@@ -136,6 +137,60 @@ async def failure(foreign: Exception) -> AgentAPIError:
     assert caught.value.__context__ is None
     assert caught.value.__cause__ is None
     return caught.value
+
+
+class Odd(asyncio.CancelledError):
+    """A cancellation that is not made of its ``args``."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__("odd", reason)
+
+
+async def test_an_odd_cancellation_is_no_way_out_for_the_token() -> None:
+    """It is raised as it is, without what it came from and what it came upon."""
+    odd = Odd(reason="why")
+    odd.__cause__, odd.__context__ = ValueError(TOKEN), KeyError(TOKEN)
+    with aioresponses() as mocked:
+        mocked.post(URL, exception=odd)
+        with pytest.raises(Odd) as caught:
+            await send(transport())
+    assert caught.value.args == ("odd", "why")
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert TOKEN not in told(caught.value).replace(repr(TOKEN), "")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "reason"),
+    [
+        (
+            aiohttp.ClientConnectorError(KEY, OSError(111, "refused")),
+            "[Errno 111] refused",
+        ),
+        (aiohttp.ClientConnectorSSLError(KEY, OSError(1, "ssl")), "[Errno 1] ssl"),
+        (
+            aiohttp.ClientConnectorCertificateError(
+                KEY, ssl.SSLCertVerificationError(1, "self-signed")
+            ),
+            "self-signed",
+        ),
+        (
+            aiohttp.ClientConnectorError(KEY, OSError(5, f"of {TOKEN}")),
+            "[Errno 5] of ***",
+        ),
+        (aiohttp.ConnectionTimeoutError("late"), None),
+        (aiohttp.InvalidURL("x"), None),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+async def test_why_there_is_no_connection_is_told(
+    foreign: Exception, reason: str | None
+) -> None:
+    """By the class of the error and its cause, where it has one, without the token."""
+    error = await failure(foreign)
+    why = "" if reason is None else f": {reason}"
+    name = type(foreign).__name__
+    assert str(error) == f"no connection ({name}{why}). Nothing was sent"
 
 
 async def test_an_error_that_nobody_expects_is_no_way_out_for_the_token() -> None:

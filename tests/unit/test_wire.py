@@ -101,6 +101,24 @@ def test_codes_beyond_53_bits_survive() -> None:
     assert code == read(INFO, answer(info(agent_code=code))).agent_code
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("whole", [2**62, 2**62 + 1, 2**63 - 1])
+def test_whole_numbers_of_64_bits_survive_every_form(whole: int, sign: str) -> None:
+    """Also with a dot, which makes a decimal of them; beyond that they are refused."""
+    for form in (f"{sign}{whole}", f"{sign}{whole}.0", f'"{sign}{whole}"'):
+        text = (
+            b'{"code":0,"data":{"name":"x","currency":1,"balance":1,"agent_code":%s}}'
+        )
+        assert read(INFO, text % form.encode()).agent_code == int(f"{sign}{whole}")
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64])
+def test_whole_numbers_beyond_64_bits_are_no_codes(number: int) -> None:
+    """In the form that would take long to work out, where it is short to write."""
+    text = b'{"code":0,"data":{"name":"x","currency":1,"balance":1,"agent_code":%d.0}}'
+    assert isinstance(raises(INFO, text % number), DecodeError)
+
+
 def test_both_generations_give_equal_records() -> None:
     """Message, ratio, quotes, missing and extra members make no difference."""
     newer = answer(info(rtp=95.5, whitelist=None, client_ip=None, extra={"a": [1]}))
