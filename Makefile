@@ -1,6 +1,8 @@
 # Everything runs in a virtual environment of its own, made at first use.
 
 PYTHON ?= python3
+# Tests start some hundred processes: without its bytecode each compiles the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
@@ -93,8 +95,8 @@ browser:
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "chromium is missing, and tests will say so: install it as root"
 
-# Several at a time, for many wait; by file, for what a module sets up once.
-PARALLEL := -n 3 --dist loadfile
+# Several at a time, for many wait; tests/processes.py says which stay together.
+PARALLEL := -n 4 --dist loadgroup
 
 test: check store peers
 	$(BIN)/coverage erase

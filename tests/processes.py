@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -47,9 +48,20 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests more time before they are said to hang, where it is asked for."""
-    for item in items if PATIENCE != 1 else ():
-        mark = item.get_closest_marker("timeout")
-        seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
-        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
+    """
+    Give tests more time where that is asked for, and keep some together.
+
+    Tests of a module that sets something up once are run by one worker: others go
+    wherever there is time.
+    """
+    for item in items:
+        if PATIENCE != 1:
+            mark = item.get_closest_marker("timeout")
+            seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
+        info: Any = getattr(item, "_fixtureinfo", None)
+        made = () if info is None else info.name2fixturedefs.values()
+        if any(each[-1].scope == "module" for each in made):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
