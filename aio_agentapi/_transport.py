@@ -20,9 +20,11 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import struct
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -44,7 +46,7 @@ from aio_agentapi.errors import (
 
 
 class _NoConnectionError(Exception):
-    """A connection was lost before anything was written to it."""
+    """A connection was lost, or unfit, before anything was written to it."""
 
 
 # Raised only before the first byte of a request is written. Whatever is not in
@@ -172,6 +174,17 @@ def _disconnect(transport: asyncio.BaseTransport) -> None:
     ctypes.CDLL(None).connect(found.fileno(), _NOWHERE, len(_NOWHERE))
 
 
+def _holds_something(transport: asyncio.BaseTransport) -> bool:
+    """Tell whether the kernel has something of a connection that nobody has read."""
+    found = transport.get_extra_info("socket")
+    number = -1 if found is None else found.fileno()
+    if number < 0:
+        return False
+    look = select.poll()
+    look.register(number, select.POLLIN)
+    return bool(look.poll(0))
+
+
 # struct sockaddr of AF_UNSPEC.
 _NOWHERE: Final = struct.pack("H14x", socket.AF_UNSPEC)
 
@@ -189,6 +202,8 @@ class _Connector(aiohttp.TCPConnector):
     """
 
     without: dict[asyncio.Task[object] | None, Sending]
+    # Those that were taken before.
+    used: weakref.WeakSet[asyncio.BaseProtocol]
 
     async def connect(
         self,
@@ -208,15 +223,32 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as above
     ) -> aiohttp.connector.Connection:
-        """Connect, and close what has something on it that nobody had asked for."""
+        """
+        Connect, and close what has something on it that nobody had asked for.
+
+        aiohttp looks when a connection is given back, and not when it is taken: an
+        answer that came meanwhile would be taken for the next request's. It may be in
+        the kernel still, where the loop was busy.
+
+        Raises:
+            _NoConnectionError: A new one has something on it already, or its end.
+        """
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            # aiohttp looks when a connection is given back, and not when it is taken:
-            # an answer that came meanwhile would be taken for the next request's.
-            if protocol is None or not protocol.should_close:
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is None or transport is None:
+                return connection
+            is_new = protocol not in self.used
+            if is_new:
+                self.used.add(protocol)
+            # What TLS sends by itself on a new one is no answer.
+            looks = not (is_new and req.is_ssl())
+            if not (protocol.should_close or (looks and _holds_something(transport))):
                 return connection
             connection.close()
+            if is_new:
+                # Another one would be no better: whoever calls waits before he tries.
+                raise _NoConnectionError
 
 
 @attrs.define(eq=False, repr=False)
@@ -434,6 +466,7 @@ class Transport:
             socket_factory=partial(_socket, unacked=settings.unacked),
         )
         connector.without = self._without
+        connector.used = weakref.WeakSet()
         # `connect` costs nothing where a pooled connection is at hand.
         timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout)
         self._http = http = aiohttp.ClientSession(

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import gzip
 import socket
-from collections.abc import AsyncGenerator
+import ssl
+import threading
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import attrs
 import pytest
+import trustme
 import uvloop
 
-from aio_agentapi import Secret, SessionManager, Settings
+from aio_agentapi import Secret, SessionManager, Settings, _transport
 from aio_agentapi._transport import Answer, Sending, Transport
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -392,3 +395,130 @@ async def test_a_connection_that_is_not_had_in_time_is_told_as_that() -> None:
         async with SessionManager(url, settings=settings) as manager:
             with pytest.raises(NotSentError, match="no connection in time"):
                 await manager.session(TOKEN).agents.info()
+
+
+# What is on a connection before its request.
+
+
+@attrs.define(eq=False)
+class Peer:
+    """A server in a thread, which says one thing more when a test wants it."""
+
+    base_url: str
+    # Said behind each answer, once that is wanted; empty: it says no more at all.
+    more: bytes
+    connections: int = 0
+    wanted: threading.Event = attrs.field(factory=threading.Event)
+    said: threading.Event = attrs.field(factory=threading.Event)
+
+    def serve(self, side: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Answer a request with the body that it had, and say more."""
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if context is not None:
+                side = context.wrap_socket(side, server_side=True)
+            stack.enter_context(side)
+            self.connections += 1
+            with side.makefile("rb") as file:
+                while True:
+                    length = 0
+                    while (line := file.readline()) != b"\r\n":
+                        if not line:
+                            return
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.split(b":")[1])
+                    side.sendall(answer(file.read(length)))
+                    self.wanted.wait()
+                    self.wanted.clear()
+                    if self.more:
+                        side.sendall(self.more)
+                    else:
+                        side.shutdown(socket.SHUT_WR)
+                    self.said.set()
+
+    def say(self) -> None:
+        """Let it say so, and wait until it has: the loop does nothing meanwhile."""
+        self.wanted.set()
+        assert self.said.wait(20)
+        self.said.clear()
+
+
+def answer(body: bytes) -> bytes:
+    """Write an answer."""
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@contextlib.contextmanager
+def peer(context: ssl.SSLContext | None, more: bytes) -> Generator[Peer]:
+    """Run such a server."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        scheme = "http" if context is None else "https"
+        port = listening.getsockname()[1]
+        found = Peer(f"{scheme}://127.0.0.1:{port}", more)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    side, _ = listening.accept()
+                    side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    args = (side, context)
+                    threading.Thread(target=found.serve, args=args, daemon=True).start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield found
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("what", ["answer", "half", "junk", "end"])
+def test_what_came_while_the_loop_was_busy_is_no_answer(
+    road: str, what: str, factory: Any, *, tls: bool
+) -> None:
+    """It is in the kernel, and the request goes on another connection."""
+    authority = trustme.CA()
+    server, trust = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.create_default_context(),
+    )
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(trust)
+    pieces = {"answer": answer(b"wrong"), "half": b"HTTP/1.1 2", "junk": b"\0\r\n"}
+
+    async def main() -> None:
+        with peer(server if tls else None, pieces.get(what, b"")) as there:
+            settings = Settings(ssl=trust if tls else None)
+            transport = Transport(there.base_url, Secret(TOKEN), settings)
+            for number in range(20):
+                own = b'"%d"' % number
+                assert (await send(transport, own)).body == own
+                there.say()
+            assert there.connections == 20
+            await transport.aclose()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert road
+
+
+async def test_a_peer_that_speaks_first_is_not_asked(
+    road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent, and it is not connected to again and again."""
+
+    def holds(_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(_transport, "_holds_something", holds)
+    async with (
+        served(OK) as server,
+        SessionManager(server.base_url, settings=Settings(attempts=3)) as manager,
+    ):
+        with pytest.raises(NotSentError) as caught:
+            await manager.session(TOKEN).agents.info()
+        assert (caught.value.happened, caught.value.attempts) == ("no", 3), road
+        assert server.connections == 3
+        assert server.requests == []
