@@ -66,7 +66,7 @@ LEFT_OUT: Final = (
     *("contract/test_document", "fault/test_fire", "fault/test_fronts"),
     *("integration/test_docs", "integration/test_examples", "integration/test_office"),
     *("integration/test_office_http", "integration/test_plugin"),
-    *("integration/test_cli_shell", "integration/test_web", "unit/test_mutants"),
+    *("integration/test_cli_shell", "integration/test_web", "test_mutants"),
 )
 ENOUGH: Final = 0.95
 
