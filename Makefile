@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 BENCH := .venv-bench
 LOWEST := .venv-lowest
 
-.PHONY: help demo test quick check cheap mypy pyright store peers browser docs draw soak steady mutants matrix others \
-	pythons lowest bench bench-quick bench-gate bench-wire bench-journal bench-rows bench-shared \
-	bench-guard format changelog clean
+.PHONY: help demo test quick check cheap mypy pyright store peers browser docs draw soak steady \
+	mutants matrix others pythons lowest bench bench-quick bench-gate bench-wire bench-journal \
+	bench-rows bench-shared bench-guard format changelog clean
 
 help:
 	@echo "make demo    the main job on a stand-in service, from nothing"
@@ -138,7 +138,6 @@ others: $(VENV)/.dev store
 
 # Needs root, and some minutes the first time. What is made there stays in build/sid.
 SID := build/sid
-SYSTEM := git,make,redis-server,nginx,haproxy,faketime,iproute2,chromium
 pythons:
 	@test -x $(SID)/usr/bin/apt-get || { \
 		command -v debootstrap >/dev/null || apt-get install -y -qq debootstrap >/dev/null; \

@@ -36,7 +36,7 @@ CORE = (
 MODES = {
     "eager": {"AGENTAPI_TEST_LOOP": "eager"},
     "uvloop": {"AGENTAPI_TEST_LOOP": "uvloop"},
-    "debug": {"AGENTAPI_TEST_LOOP": "debug", "PYTHONDEVMODE": "1"},
+    "debug": {"PYTHONDEVMODE": "1"},
 }
 
 HELP = (

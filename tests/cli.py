@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Generator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from unittest import mock
 
 import attrs
@@ -19,9 +19,6 @@ from click.testing import CliRunner
 
 from aio_agentapi.cli._main import main
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
-
-# What a machine that runs the tests may have set, and a command would go by.
-_FOREIGN: Final = ("agentapi_", "_proxy")
 
 
 @attrs.frozen
@@ -122,11 +119,11 @@ def environment(
     name: str = "operator",
     env: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return what a command finds: this process's environment, without accounts."""
+    """Return this process's environment, without accounts and proxies of its own."""
     kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.lower().startswith(_FOREIGN[0]) and not k.lower().endswith(_FOREIGN[1])
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AGENTAPI_") and not name.lower().endswith("_proxy")
     }
     if box is not None:
         token = box.token(name) if isinstance(box, Sandbox) else box.tokens[name]

@@ -66,21 +66,14 @@ def eager() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def debugging() -> asyncio.AbstractEventLoop:
-    """Make a loop that looks at what is done with it."""
-    loop = asyncio.new_event_loop()
-    loop.set_debug(True)
-    return loop
-
-
-# In which loops the tests run: AGENTAPI_TEST_LOOP names one.
+# In which loops the tests run: AGENTAPI_TEST_LOOP names one. It stays there: workers
+# look it up as well.
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "eager": eager,
     "uvloop": uvloop.new_event_loop,
-    "debug": debugging,
 }
-_LOOP = os.environ.pop("AGENTAPI_TEST_LOOP", "asyncio")
+_LOOP = os.environ.get("AGENTAPI_TEST_LOOP", "asyncio")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[

@@ -529,7 +529,6 @@ async def test_an_answer_that_echoes_the_token(
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_a_callers_own_time_out_shows_no_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -246,7 +246,6 @@ async def test_closing_while_the_journal_is_locked(tmp_path: Path) -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_a_locked_journal_takes_no_longer_than_the_call_has(
     tmp_path: Path,
 ) -> None:

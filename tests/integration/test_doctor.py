@@ -14,6 +14,7 @@ import sqlite3
 import ssl
 import stat
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -31,14 +32,11 @@ from aio_agentapi._budget import key_of
 from aio_agentapi.errors import OutcomeUnknownError
 from aio_agentapi.redis import RedisGate
 from aio_agentapi.sandbox import ManualClock, Sandbox, Switches
-from tests.cli import Ran, run, run_process
+from tests.cli import Ran, environment, run, run_process
 from tests.conftest import OK_INFO, TOKEN, Script, answering, read_request, serving
 from tests.redis_server import redis_server
 
 PASSWORD = "pass-word-of-nobody"
-
-# What a machine that runs the tests may have set.
-_PLAIN = dict.fromkeys((n for n in os.environ if n.lower().endswith("_proxy")), "")
 
 _CHECKS = [
     "versions",
@@ -99,15 +97,19 @@ async def examine(
     In a thread, or, where it matters how Python starts and ends, in a process of its
     own: in the form for programs alone, for the other is made of the same rows.
     """
-    kept = _PLAIN | dict(env)
     if process:
         # What hangs does so for ten minutes and more.
         async with asyncio.timeout(50):
-            rows = await run_process(None, *args, "doctor", "--json", env=kept)
+            (rows, took), (_, start) = await asyncio.gather(
+                timed(*args, "doctor", "--json", env=env),
+                timed("--version", env=env),
+            )
+        # Beside what it takes here and now to start Python.
+        assert took <= 10 + start
         plain = Ran(rows.code, "", "")
     else:
-        plain = await run(None, *args, "doctor", env=kept)
-        rows = await run(None, *args, "doctor", "--json", env=kept)
+        plain = await run(None, *args, "doctor", env=env)
+        rows = await run(None, *args, "doctor", "--json", env=env)
     assert (plain.code, plain.err, rows.err) == (rows.code, "", "")
     told = [json.loads(line) for line in rows.out.splitlines()]
     assert [row["check"] for row in told] == _CHECKS
@@ -117,6 +119,13 @@ async def examine(
             assert not secret or secret.lower() not in said.lower()
     assert all(row["remedy"] for row in told if row["state"] == "wrong")
     return Told(plain.code, plain.out, {row["check"]: row for row in told})
+
+
+async def timed(*args: str | Path, env: Mapping[str, str]) -> tuple[Ran, float]:
+    """Run a command in a process of its own; tell the seconds that it took."""
+    began = time.monotonic()
+    ran = await run_process(None, *args, env=env)
+    return ran, time.monotonic() - began
 
 
 def at(base_url: str, token: str = TOKEN, **more: str) -> dict[str, str]:
@@ -368,7 +377,6 @@ async def test_no_tls_there() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 @pytest.mark.process
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_service_that_hangs(scheme: str) -> None:
@@ -426,7 +434,6 @@ def _now() -> bytes:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_who_plays_is_not_told() -> None:
     """What was answered before that call hung is not lost."""
     async with slow(plays=False) as url:
@@ -437,7 +444,6 @@ async def test_who_plays_is_not_told() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_a_service_that_is_late() -> None:
     """It answers, later than anybody waits: nobody else is in between."""
     async with slow(seconds=4) as url:
@@ -445,7 +451,6 @@ async def test_a_service_that_is_late() -> None:
     told.wrong("answer", "no answer within", "the service is slow")
 
 
-@pytest.mark.realtime
 @pytest.mark.realtime
 async def test_others_use_a_slow_service() -> None:
     """That they have all permits is told, though no call comes to its end."""
@@ -486,7 +491,6 @@ def resolving(folder: Path, name: str, body: str) -> dict[str, str]:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 @pytest.mark.process
 async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """The service's, or the store's: nobody waits for it, also at the end."""
@@ -499,7 +503,6 @@ async def test_a_name_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     assert told.rows["latency"]["state"] == "ok"
 
 
-@pytest.mark.realtime
 @pytest.mark.realtime
 @pytest.mark.process
 async def test_addresses_that_say_nothing(tmp_path: Path) -> None:
@@ -635,7 +638,6 @@ async def test_the_zone(tmp_path: Path, ahead: int) -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_a_slow_service(box: Sandbox) -> None:
     """One call has to do for the latency; how many it gives is told."""
     box.switches = Switches(latency=1.6)
@@ -713,7 +715,6 @@ async def test_a_tunnel_of_a_proxy(tmp_path: Path) -> None:
     assert told.rows["tls"]["told"] == "through the proxy: the answer shows it"
 
 
-@pytest.mark.realtime
 @pytest.mark.realtime
 @pytest.mark.process
 async def test_the_store_of_the_gate(box: Sandbox) -> None:
@@ -916,7 +917,6 @@ async def test_an_old_package(box: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 @pytest.mark.process
 async def test_a_file_that_hangs(box: Sandbox, tmp_path: Path) -> None:
     """What opens it is not waited for, also at the end of the program."""
@@ -937,7 +937,7 @@ async def test_whoever_has_read_enough(box: Sandbox) -> None:
     os.close(reading)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "aio_agentapi.cli", "doctor"),
-        env={**os.environ, **_PLAIN, **of(box), "XDG_CONFIG_HOME": "/nonexistent"},
+        env=environment(box),
         stdout=writing,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -928,7 +928,6 @@ async def test_what_a_person_decided_long_ago_counts_no_more() -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_an_answer_in_between_is_not_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -970,7 +969,6 @@ async def test_an_answer_in_between_is_not_overwritten(
 # Cut off anywhere.
 
 
-@pytest.mark.realtime
 @pytest.mark.realtime
 async def test_a_payment_that_is_cancelled_anywhere_leaves_nothing_open(
     tmp_path: Path,

@@ -281,7 +281,6 @@ def test_what_broke_is_dropped(factory: Any, road: str, *, guarded: bool) -> Non
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_what_nobody_asked_for_is_no_answer(road: str) -> None:
     """A second answer on an idle connection: the next request has another one."""
     late = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
@@ -320,7 +319,6 @@ async def test_an_answer_before_its_request_is_sent() -> None:
             done.set()
 
 
-@pytest.mark.realtime
 @pytest.mark.realtime
 @pytest.mark.parametrize("leaves", [False, True])
 async def test_half_an_answer_is_in_no_frame(*, leaves: bool) -> None:

@@ -428,7 +428,6 @@ async def test_an_unknown_fault_or_account_is_a_mistake(box: Sandbox) -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 async def test_delays_and_shares_of_calls(box: Sandbox) -> None:
     """A delayed call is late, and a fault with a share hits about that many."""
     async with connect(box) as session:

@@ -76,7 +76,6 @@ CALLS: Final[dict[str, Make]] = {
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 @pytest.mark.parametrize("place", CALLS)
 async def test_an_error_says_how_long_the_call_has_waited(
     place: str, tmp_path: Path

@@ -194,7 +194,6 @@ async def test_visitors_that_hang_up_leave_no_trace(name: str) -> None:
 
 
 @pytest.mark.realtime
-@pytest.mark.realtime
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", [name for name in SERVERS if "hurried" in name])
 async def test_who_leaves_never_fills_the_service(name: str) -> None:
