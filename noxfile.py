@@ -36,7 +36,8 @@ CORE = (
 MODES = {
     "eager": {"AGENTAPI_TEST_LOOP": "eager"},
     "uvloop": {"AGENTAPI_TEST_LOOP": "uvloop"},
-    "debug": {"PYTHONDEVMODE": "1"},
+    # pytest-asyncio sets its own loops to no debug mode.
+    "debug": {"PYTHONDEVMODE": "1", "PYTEST_ADDOPTS": "--asyncio-debug"},
 }
 
 HELP = (
