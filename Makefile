@@ -95,8 +95,8 @@ browser:
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "chromium is missing, and tests will say so: install it as root"
 
-# Several at a time, for many wait; tests/processes.py says which stay together.
-PARALLEL := -n 4 --dist loadgroup
+# Several at a time, for many wait; tests/scheduling.py says which stay together.
+PARALLEL := -n 6
 
 test: check store peers
 	$(BIN)/coverage erase

@@ -105,7 +105,7 @@ def prepare(session: nox.Session, *groups: str) -> None:
 def run(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
     """Run tests, all that is told against them, two at a time."""
     session.run(
-        *("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"),
+        *("python", "-m", "pytest", "-q", "-n", "2"),
         *args,
         env={"PYTHONWARNINGS": "error", **(env or {})},
     )

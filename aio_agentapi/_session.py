@@ -478,6 +478,9 @@ class SessionManager:
                 except Exception as error:  # noqa: BLE001 - of any store; the next time may be better
                     told = "open payments could not be looked for: %s"
                     _PAYMENTS.warning(told, error)
+                if self._closed:
+                    # The store's driver has missed that it was cancelled.
+                    return
                 await asyncio.sleep(every)
 
     async def _unsettled(self) -> list[Session]:

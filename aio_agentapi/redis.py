@@ -401,7 +401,7 @@ class RedisGate(LocalGate):
         await store.enter(self)
         beat = 0.0
         pause = _PAUSE
-        while True:
+        while not _cancelled():
             self._asked.clear()
             due = loop.time() >= beat
             report = self.report(beat=due)
@@ -619,7 +619,7 @@ class RedisGates:
     async def _listen(self, heard: asyncio.Future[None]) -> None:
         """Hand each message to its gate, on a new connection when one breaks."""
         pause = _PAUSE
-        while True:
+        while not _cancelled():
             try:
                 await self._ear.subscribe(*self._gates)
                 async for message in self._ear.listen():
@@ -646,8 +646,18 @@ class RedisGates:
         return f"<RedisGates {len(self._gates)} gates>"
 
 
+def _cancelled() -> bool:
+    """
+    Tell whether this task has been cancelled, also where a driver has missed it.
+
+    ``asyncio.wait_for`` of Python 3.11 does so when a response comes at that moment.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _stop(task: asyncio.Task[None]) -> None:
-    """End a task that may be in a driver's hands, who may miss a cancellation."""
+    """End a task that may be in a driver's hands, which may miss a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=_AGAIN)

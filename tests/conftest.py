@@ -17,9 +17,10 @@ import uvloop
 
 from aio_agentapi import Session, SessionManager, Settings, _store
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
+from tests.waiting import PATIENCE
 from tests.watch import watch
 
-pytest_plugins = ["tests.processes"]
+pytest_plugins = ["tests.measuring", "tests.processes", "tests.scheduling"]
 
 watch()
 
@@ -27,11 +28,6 @@ watch()
 # that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Workers are measured, and not each of the hundreds of processes that they start.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS")]:
-        del os.environ[name]
 
 # How many times as many examples a search looks at: make soak asks for more.
 EXAMPLES = int(os.environ.get("AGENTAPI_TEST_EXAMPLES", "1"))
@@ -57,6 +53,16 @@ OK_INFO = (
     b' "balance": 1.5000, "rtp": 95}}'
 )
 TOKEN = "11111111-2222-3333-4444-555555555555"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests more time where that is asked for."""
+    if PATIENCE == 1:
+        return
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
 
 
 def eager() -> asyncio.AbstractEventLoop:

@@ -1,18 +1,11 @@
-"""
-What is true of all tests: which of them start processes, and how long one may take.
-
-Those that start processes are marked so, and no other: this sees to it.
-"""
+"""Which tests start processes: those that are marked so, and this sees to it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import Any
 
 import pytest
-
-from tests.waiting import PATIENCE
 
 # What is asked of the system when a process begins.
 _BEGINNINGS = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn"})
@@ -46,22 +39,3 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
             " so that make quick leaves it out",
             pytrace=False,
         )
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """
-    Give tests more time where that is asked for, and keep some together.
-
-    Tests of a module that sets something up once are run by one worker: others go
-    wherever there is time.
-    """
-    for item in items:
-        if PATIENCE != 1:
-            mark = item.get_closest_marker("timeout")
-            seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
-            item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
-        info: Any = getattr(item, "_fixtureinfo", None)
-        made = () if info is None else info.name2fixturedefs.values()
-        if any(each[-1].scope == "module" for each in made):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

@@ -110,7 +110,7 @@ def run(name: str, seed: int, args: list[str]) -> list[str]:
     log = Path("build") / "steady" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"),
+        *(sys.executable, "-m", "pytest", "-q", "-n", "2"),
         *("-p", "no:cacheprovider", *args),
     ]
     env = os.environ | {"AGENTAPI_TEST_PATIENCE": str(_PATIENCE)}

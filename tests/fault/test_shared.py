@@ -433,8 +433,10 @@ async def test_a_store_that_is_gone(
         # A new store gives nothing for the time of a lease.
         while shared(manager, token).limit < 50:
             await asyncio.gather(*(session.agents.info() for _ in range(100)))
+        # One heartbeat may be late: the machine has other work.
+        await until(lambda: shared(manager, token).connected)
         state = shared(manager, token)
-        assert (state.lost, state.connected, state.limit) == (False, True, 50)
+        assert (state.lost, state.limit) == (False, 50)
 
 
 @pytest.mark.timeout(60)

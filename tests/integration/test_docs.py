@@ -72,6 +72,8 @@ class Page(HTMLParser):
         self.anchors |= {v for k in ("id", "name") if (v := told.get(k)) is not None}
 
 
+# It is built for whichever comes first.
+@pytest.mark.timeout(180)
 @pytest.mark.process
 def test_no_link_of_the_site_is_dead(site: Path) -> None:
     """Each that does not lead outside leads to a file, and to a place in it."""
@@ -90,6 +92,7 @@ def test_no_link_of_the_site_is_dead(site: Path) -> None:
                 assert unquote(parts.fragment) in pages[target].anchors, (path, link)
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.process
 def test_the_reference_has_every_public_name(site: Path) -> None:
     """What can be imported is described, with where the contract says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Collection
 from decimal import Decimal
@@ -315,6 +316,28 @@ async def test_the_background_survives_what_goes_wrong(
             await look_again()
         assert (await here.intent(lost.id)).phase is Phase.CONFIRMED
     assert "could not be settled: RuntimeError: of a bug" in caplog.text
+
+
+async def test_the_background_ends_with_a_store_that_misses_it(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver may return instead: the next turn is not waited for."""
+    asked = asyncio.Event()
+
+    async def deaf(_: MemoryStore, **__: object) -> list[Intent]:
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(MemoryStore, "intents", deaf)
+    async with SessionManager(
+        box.base_url, settings=Settings(resolve_every=1e6)
+    ) as manager:
+        await asked.wait()
+        resolving = manager._resolving
+    assert resolving is not None
+    assert resolving.done()
 
 
 async def test_one_of_all_processes_reads_the_feed(tmp_path: Path) -> None:

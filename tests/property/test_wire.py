@@ -22,6 +22,8 @@ from aio_agentapi.resources.points import PointMove
 from aio_agentapi.resources.users import User
 from tests.conftest import EXAMPLES
 
+pytestmark = pytest.mark.search
+
 SHAPES: list[Any] = [
     SINCE.returns,
     Moved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
 
@@ -34,9 +35,10 @@ class Store:
         """Keep nothing."""
 
     async def carry(
-        self, _: RedisGate, report: Report, *, leaves: bool = False
+        self, gate: RedisGate, report: Report, *, leaves: bool = False
     ) -> Answer:
         """Answer a report."""
+        del gate
         now = asyncio.get_running_loop().time()
         self.told.append((round(now, 6), report))
         return (0, 0, 0, 0, 0) if leaves else self.answer(report)
@@ -89,6 +91,32 @@ async def test_a_gate_that_was_never_used_is_closed() -> None:
         used = manager.session(TOKEN).gate
     assert isinstance(used, RedisGate)
     assert used.statistics().store_calls == 0
+
+
+class Deaf(Store):
+    """A store whose driver misses a cancellation, and has an answer instead."""
+
+    async def carry(
+        self, gate: RedisGate, report: Report, *, leaves: bool = False
+    ) -> Answer:
+        """Answer when the keeper is cancelled; it has a next report at once."""
+        if not leaves:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.9)
+            gate._asked.set()
+        return await super().carry(gate, report, leaves=leaves)
+
+
+@in_virtual_time
+async def test_a_gate_is_closed_whose_driver_misses_each_cancellation() -> None:
+    """They can come at the same moment as answers, again and again."""
+    gate = gate_of(Deaf(lambda _: (1, 1, 0, 0, 0)))
+    await gate.acquire("interactive")
+    gate.release("interactive")
+    # Into the next one, where each cancellation meets it.
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        await gate.aclose()
 
 
 @in_virtual_time
