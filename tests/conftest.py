@@ -20,7 +20,7 @@ from aio_agentapi.sandbox import Sandbox, SandboxProcess
 from tests.waiting import PATIENCE
 from tests.watch import watch
 
-pytest_plugins = ["tests.measuring", "tests.processes", "tests.scheduling"]
+pytest_plugins = ["tests.processes", "tests.scheduling"]
 
 watch()
 
@@ -28,6 +28,11 @@ watch()
 # that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Workers are measured, and not each of the hundreds of processes that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS")]:
+        del os.environ[name]
 
 # How many times as many examples a search looks at: make soak asks for more.
 EXAMPLES = int(os.environ.get("AGENTAPI_TEST_EXAMPLES", "1"))

@@ -10,11 +10,14 @@ import pytest
 # What is asked of the system when a process begins.
 _BEGINNINGS = frozenset({"subprocess.Popen", "os.fork", "os.posix_spawn"})
 
+# griffe asks git about the package.
+_QUICK = {("git",)}
+
 _begun: list[str] = []
 
 
 def _hear(event: str, args: tuple[object, ...]) -> None:
-    if event in _BEGINNINGS:
+    if event in _BEGINNINGS and args[:1] not in _QUICK:
         _begun.append(f"{event} {args[:1]}")
 
 

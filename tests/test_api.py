@@ -8,9 +8,11 @@ import importlib
 import inspect
 import re
 import textwrap
+from collections.abc import Callable
 from enum import Enum
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from typing import TypeAlias
 
 import griffe
 import pytest
@@ -19,13 +21,44 @@ from aio_agentapi import errors
 from tests import api
 from tests.test_house import operations
 
-ITEMS = api.items()
-CLASSES = [item for item in ITEMS if isinstance(item.source, griffe.Class)]
+Check: TypeAlias = Callable[[api.Item], None]
+
+
+@cache
+def items() -> list[api.Item]:
+    """Return all that is public; a second of reading, for the worker that tests it."""
+    return api.items()
+
+
+def classes() -> list[api.Item]:
+    """Return the public classes."""
+    return [item for item in items() if isinstance(item.source, griffe.Class)]
+
+
+def each(found: Callable[[], list[api.Item]]) -> Callable[[Check], Callable[[], None]]:
+    """Make a test of a check, which all items have to pass."""
+
+    def decorate(check: Check) -> Callable[[], None]:
+        @wraps(check)
+        def test() -> None:
+            failed: dict[str, str] = {}
+            for item in found():
+                try:
+                    check(item)
+                except AssertionError as error:
+                    failed[item.name] = str(error)
+            assert failed == {}
+
+        # Otherwise pytest sees the item, and looks for a fixture.
+        del test.__wrapped__
+        return test
+
+    return decorate
 
 
 def test_the_public_signatures_are_those_on_record() -> None:
     """What users can reach is what tests/api.txt says, line by line."""
-    recorded, found = api.FILE.read_text(), api.snapshot(ITEMS)
+    recorded, found = api.FILE.read_text(), api.snapshot(items())
     if recorded != found:
         pytest.fail(
             "the public signatures are not those of tests/api.txt. If that is meant,"
@@ -72,7 +105,7 @@ def test_a_change_that_breaks_programs_is_told_from_one_that_does_not() -> None:
     ]
 
 
-@pytest.mark.parametrize("item", CLASSES, ids=lambda item: item.name)
+@each(classes)
 def test_constructors_on_record_are_the_real_ones(item: api.Item) -> None:
     """The record, which is read without attrs, has what attrs makes of a class."""
     assert item.source is not None
@@ -109,14 +142,14 @@ def documented() -> list[api.Item]:
     """Return all that has a docstring of its own: no fields, values or dunders."""
     return [
         item
-        for item in ITEMS
+        for item in items()
         if item.source is not None
         and item.what not in {"field", "value"}
         and not item.name.endswith("__")
     ]
 
 
-@pytest.mark.parametrize("item", documented(), ids=lambda item: item.name)
+@each(documented)
 def test_every_docstring_has_its_form(item: api.Item) -> None:
     """A sentence, and where there are arguments or errors, all of them."""
     text = docstring(item)
@@ -155,17 +188,13 @@ def raised(item: api.Item) -> set[str]:
 COMMENTED = {"aio_agentapi.Settings"}
 
 
-@pytest.mark.parametrize(
-    "item",
-    [item for item in CLASSES if item.name not in COMMENTED],
-    ids=lambda item: item.name,
-)
+@each(lambda: [item for item in classes() if item.name not in COMMENTED])
 def test_every_field_of_a_class_is_described(item: api.Item) -> None:
     """Among its attributes, or the arguments that it is made from."""
     text = docstring(item)
     fields = {
         found.name.rpartition(".")[2]
-        for found in ITEMS
+        for found in items()
         if found.what == "field" and found.name.rpartition(".")[0] == item.name
     }
     assert entries(text, "Attributes") <= fields
@@ -176,12 +205,12 @@ def calls() -> list[api.Item]:
     """Return every call of the service."""
     rooms = {
         field.signature.removeprefix(": ")
-        for field in ITEMS
+        for field in items()
         if field.what == "field" and field.name.startswith("aio_agentapi.Session.")
     }
     return [
         item
-        for item in ITEMS
+        for item in items()
         if item.name == "aio_agentapi.Session.call"
         or (
             isinstance(item.source, griffe.Function)
@@ -214,7 +243,7 @@ SURE = (
 )
 
 
-@pytest.mark.parametrize("item", calls(), ids=lambda item: item.name)
+@each(calls)
 def test_every_call_says_what_it_does(item: api.Item) -> None:
     """Arguments, result, errors with what they mean for money, and the source."""
     text = docstring(item)
@@ -246,9 +275,9 @@ HELD = "Payments"
 
 def for_users() -> list[str]:
     """Return what programs import, and what they call on it or read of an error."""
-    kinds = {item.name for item in CLASSES}
+    kinds = {item.name for item in classes()}
     found: list[str] = []
-    for item in ITEMS:
+    for item in items():
         home, _, name = item.name.rpartition(".")
         is_read = item.what == "field" and home.startswith("aio_agentapi.errors.")
         is_called = item.what not in {"field", "value"} and not name.startswith("__")
@@ -268,7 +297,7 @@ def used() -> frozenset[str]:
     tree = ast.parse((Path(__file__).parent / "typing" / "api.py").read_text())
     first = {
         item.name: item.what.removeprefix("the same as ")
-        for item in ITEMS
+        for item in items()
         if item.what.startswith("the same as ")
     }
     imported = {
@@ -278,9 +307,9 @@ def used() -> frozenset[str]:
         for alias in part.names
     }
     # By their last names; those that can be imported count before others.
-    kinds = {item.name.rpartition(".")[2]: item.name for item in CLASSES}
+    kinds = {item.name.rpartition(".")[2]: item.name for item in classes()}
     types = {
-        item.name: kinds.get(item.signature.removeprefix(": "), "") for item in ITEMS
+        item.name: kinds.get(item.signature.removeprefix(": "), "") for item in items()
     }
     found: set[str] = set()
     for part in tree.body:

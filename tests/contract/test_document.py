@@ -28,8 +28,6 @@ from schemathesis.specs.openapi.checks import (
 from aio_agentapi.sandbox import SandboxThread, Switches, document
 from tests.conftest import EXAMPLES, connect
 
-pytestmark = pytest.mark.search
-
 DOCUMENT = document()
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 

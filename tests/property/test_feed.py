@@ -35,8 +35,6 @@ from aio_agentapi.sandbox._records import RefusedCall
 from aio_agentapi.sandbox._routes import ROUTES
 from tests.waiting import in_virtual_time
 
-pytestmark = pytest.mark.search
-
 T = TypeVar("T")
 
 CLAIM: Final = Claim(names=("eur",), token="0" * 16, url="http://127.0.0.1")

@@ -25,8 +25,6 @@ from aio_agentapi.errors import ClosedError, GateTimeoutError
 from aio_agentapi.redis import RedisGate
 from tests.watch import check
 
-pytestmark = pytest.mark.search
-
 LIMIT: Final = 4
 FLOOR: Final = 2
 LANES: Final[tuple[Lane, ...]] = ("interactive", "batch")

@@ -36,8 +36,6 @@ from aio_agentapi._journal import FREE, HAPPENED, MOVES, OPEN, Verdict
 from aio_agentapi._types import Moved
 from aio_agentapi.errors import UsageError
 
-pytestmark = pytest.mark.search
-
 T = TypeVar("T")
 
 USERS = st.integers(1, 3)

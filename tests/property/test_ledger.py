@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -12,8 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aio_agentapi.sandbox import ManualClock
 from aio_agentapi.sandbox._ledger import Ledger
 from aio_agentapi.sandbox._records import RefusedCall
-
-pytestmark = pytest.mark.search
 
 UNITS = st.one_of(st.integers(1, 3), st.integers(1, 30), st.integers(1, 10**19))
 SOMEBODY = st.integers(0, 6)

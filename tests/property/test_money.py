@@ -15,8 +15,6 @@ from aio_agentapi import Session
 from aio_agentapi.sandbox import Sandbox
 from tests.conftest import connect
 
-pytestmark = pytest.mark.search
-
 UNITS = st.one_of(
     st.integers(1, 10**19),
     st.integers(1, 10**15).map(lambda whole: whole * 10_000),

@@ -28,8 +28,6 @@ from aio_agentapi._journal import Cursor, Verdict
 from aio_agentapi._reconcile import Case, Look, anchor_of, ready
 from aio_agentapi._types import Moved
 
-pytestmark = pytest.mark.search
-
 BEGIN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 LAG: Final = 5.0
 LONGEST: Final = 20.0

@@ -27,8 +27,6 @@ from aio_agentapi.errors import GateLostError
 from aio_agentapi.redis import RedisGate
 from tests.property.test_gate import Loop
 
-pytestmark = pytest.mark.search
-
 if sys.version_info >= (3, 15):
     # It comes with none for that yet.
     lua51 = pytest.importorskip("lupa.lua51", reason="lupa is missing: no Lua")

@@ -22,8 +22,6 @@ from aio_agentapi.resources.points import PointMove
 from aio_agentapi.resources.users import User
 from tests.conftest import EXAMPLES
 
-pytestmark = pytest.mark.search
-
 SHAPES: list[Any] = [
     SINCE.returns,
     Moved,
