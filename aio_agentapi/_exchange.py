@@ -46,9 +46,9 @@ T = TypeVar("T")
 # Turns of the loop after the time is over in which an answer that had arrived
 # before may come through: one that reads it, one that wakes the task, and one more
 # where the loop reads after its timers. A long one comes in pieces, each of which
-# gives as many again, but not for ever.
+# gives as many again, within so many seconds.
 _TURNS: Final = 3
-_TURNS_IN_ALL: Final = 500
+_GRACE: Final = 0.05
 
 
 @attrs.define(eq=False, repr=False)
@@ -101,7 +101,7 @@ class Exchange(Generic[T]):
 
         Args:
             until: The loop's time at which to give up; an answer that is there by
-                then counts.
+                then counts, and is read for 50 ms at most, or three turns of the loop.
 
         Returns:
             Whether it has ended.
@@ -113,7 +113,7 @@ class Exchange(Generic[T]):
                 self._go_on()
         if not self.ended:
             waiter = self._waiter = self._loop.create_future()
-            timer = self._loop.call_at(until, self._expire, waiter, _TURNS_IN_ALL, 0, 0)
+            timer = self._loop.call_at(until, self._expire, waiter, None, 0, 0)
             try:
                 await waiter
             finally:
@@ -253,16 +253,17 @@ class Exchange(Generic[T]):
             self.told(outcome)
 
     def _expire(
-        self, waiter: asyncio.Future[None], left: int, read: int, idle: int
+        self, waiter: asyncio.Future[None], over: float | None, turn: int, read: int
     ) -> None:
         """End a wait whose time is over, when nothing more comes through."""
         if waiter.done():
             return
-        before, read = read, self.sending.read()
-        idle = 0 if read > before else idle + 1
-        if left and idle <= _TURNS:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._expire, waiter, left - 1, read, idle)
+        now, before, read = self._loop.time(), read, self.sending.read()
+        over = now + _GRACE if over is None else over
+        if read > before and now < over:
+            turn = 0
+        if turn < _TURNS:
+            self._loop.call_soon(self._expire, waiter, over, turn + 1, read)
         else:
             waiter.set_result(None)
 

@@ -18,6 +18,7 @@ import attrs
 
 from aio_agentapi._cashier import Cashier
 from aio_agentapi._channel import Channel, Home
+from aio_agentapi._connections import Connections
 from aio_agentapi._exchange import Exchanges
 from aio_agentapi._gate import Gate, LocalGate
 from aio_agentapi._identity import Claim, spelled
@@ -328,6 +329,12 @@ class SessionManager:
     _sessions: dict[Secret, Session] = attrs.field(init=False, factory=dict)
     _channels: list[Channel] = attrs.field(init=False, factory=list)
     _closed: bool = attrs.field(init=False, default=False)
+    _connections: Connections = attrs.field(
+        init=False,
+        default=attrs.Factory(
+            lambda self: Connections(self._settings), takes_self=True
+        ),
+    )
     # Settles open payments now and then, where that is wanted.
     _resolving: asyncio.Task[None] | None = attrs.field(init=False, default=None)
 
@@ -425,7 +432,7 @@ class SessionManager:
             if self._make_gate is None
             else self._make_gate(secret, settings)
         )
-        transport = Transport(self._base_url, secret, settings)
+        transport = Transport(self._base_url, secret, settings, self._connections)
         reader = wire(settings.zone)
         channel = Channel(
             settings,

@@ -47,6 +47,8 @@ PATHS: Final[Mapping[str, str]] = MappingProxyType(
 
 _PATH: Final = re.compile(r"[!-.0-~][!-~]*")
 
+_PROXY: Final = re.compile(r"https?://[^/]", re.IGNORECASE)
+
 # The form of a token.
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -105,6 +107,14 @@ def _decimals(_: object, field: attrs.Attribute[Any], value: object) -> None:
 def _text(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not (value is None or (isinstance(value, str) and value)):
         msg = f"{field.name}: a text, or None, not {value!r}"
+        raise UsageError(msg)
+
+
+def _known_proxy(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    _text(_, field, value)
+    if isinstance(value, str) and not _PROXY.match(value):
+        wanted = "'http://' or 'https://' and a host, or None"
+        msg = f"{field.name}: needs {wanted}, not {_shown(value)}"
         raise UsageError(msg)
 
 
@@ -232,9 +242,25 @@ class Settings:
     keepalive: float = attrs.field(
         default=15.0, validator=_number(least=0, open_end=True)
     )
+    # Seconds after which a connection is not used again, so that an address that has
+    # moved is looked up anew. None: as long as it lasts.
+    max_connection_age: float | None = attrs.field(
+        default=300.0, validator=_number(least=0, open_end=True, none=True)
+    )
+    # Connections of all sessions of a manager at once. Idle ones of any session are
+    # closed for new ones; then one waits. None: three quarters of the descriptors that
+    # the process may have, since the program has files of its own.
+    max_connections: int | None = attrs.field(
+        default=None, validator=_whole(least=1, none=True)
+    )
     # As aiohttp takes them. A fixed local address matters on a machine with
     # several, where the account's list of allowed addresses has one of them.
-    proxy: str | None = attrs.field(default=None, validator=_text)
+    # A proxy's address may have a user and a password in it.
+    proxy: str | None = attrs.field(
+        default=None,
+        validator=_known_proxy,
+        repr=lambda url: _shown(url) if url else "None",
+    )
     ssl: SSLContext | bool | None = None
     local_address: str | None = attrs.field(default=None, validator=_text)
     # The zone of times that come without one.
@@ -247,6 +273,9 @@ class Settings:
     allow_plain_http: bool = attrs.field(default=False, validator=_flag)
     # Bytes of one answer: the largest known list is some MiB.
     max_answer: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(least=1))
+    # Bytes of one header of a response: fronts put cookies and policies there, and a
+    # response that is not read is an unknown outcome.
+    max_header_size: int = attrs.field(default=64 * 1024, validator=_whole(least=1))
 
     @property
     def unacked(self) -> float:
@@ -289,7 +318,8 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
             " identity"
         )
         raise UsageError(msg)
-    if parts.query or parts.fragment:
+    # Also empty ones, which urlsplit() keeps no trace of.
+    if "?" in base_url or "#" in base_url:
         msg = f"base_url: no query and no fragment in it, as {_shown(base_url)} has"
         raise UsageError(msg)
     if parts.scheme == "http" and not (allow_plain_http or _is_loopback(host)):

@@ -1,5 +1,5 @@
 """
-One token's connections; the only module of the client that knows aiohttp.
+One token's requests and their responses, on aiohttp's connections.
 
 Foreign errors keep the request's headers, and so the token, in their fields and in
 the locals of their frames. Each is translated by one table, and ours is raised
@@ -19,21 +19,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import io
+import logging
 import os
-import select
 import socket
 import struct
 import sys
-import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import aiohttp
 import attrs
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.tracing import Trace
 from yarl import URL
 
+from aio_agentapi._connections import Connections, Connector, NoConnectionError
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Secret
 from aio_agentapi.errors import (
@@ -45,12 +47,12 @@ from aio_agentapi.errors import (
 )
 
 
-class _NoConnectionError(Exception):
-    """A connection was lost, or unfit, before anything was written to it."""
+class _ProxyRefusedError(Exception):
+    """A proxy for plain HTTP wants to know who asks: it has passed nothing on."""
 
 
-# Raised only before the first byte of a request is written. Whatever is not in
-# this table may have been executed.
+# Raised only before the first byte of a request is written: for mocks, which never ask
+# for a connection. What raises these or others while one is got has sent nothing.
 _NOT_SENT: Final = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -59,8 +61,17 @@ _NOT_SENT: Final = (
     aiohttp.InvalidURL,
     # A host name that cannot be looked up.
     UnicodeError,
-    _NoConnectionError,
+    NoConnectionError,
 )
+
+_MANY: Final = 2**20
+
+# Under TLS 1.3 this ends the handshake when the client takes it for done already: the
+# service has read nothing.
+_UNCERTIFIED: Final = "ALERT_CERTIFICATE_REQUIRED"
+
+# Only a proxy answers so.
+_PROXY_WANTS_NAME: Final = 407
 
 # 1xx: the answer is still to come. 101 would be one.
 _INTERIM: Final = frozenset(range(100, 200)) - {101}
@@ -87,12 +98,20 @@ class Sending:
         connected: Whether it has a connection, so that it may have been sent.
 
         body: What its answer is read from, once that has begun.
+
+        asked: Whether a connection was asked for: without one nothing was sent.
+
+        size: Bytes of its body.
     """
 
     resumable: bool = False
     guarded: bool = False
     connected: bool = False
     body: aiohttp.StreamReader | None = None
+    asked: bool = False
+    size: int = 0
+    # Whose connection it is, or was.
+    protocol: ResponseHandler | None = attrs.field(default=None, repr=False)
     # What it is sent on.
     transport: asyncio.Transport | None = attrs.field(default=None, repr=False)
     # What the short road keeps between two calls.
@@ -104,7 +123,7 @@ class Sending:
 
     def read(self) -> int:
         """Return how much of its answer has come, in bytes."""
-        return 0 if self.body is None else self.body.total_bytes
+        return getattr(self.body, "total_bytes", 0)
 
     def pause(self) -> None:
         """Let somebody else read on; nobody waits for the answer at present."""
@@ -116,6 +135,7 @@ class Sending:
     def take(self, connection: aiohttp.connector.Connection) -> None:
         """Go on a connection, before anything is written to it."""
         self.connected, self.transport = True, connection.transport
+        self.protocol = connection.protocol
         if self.guarded and self.transport is not None:
             _set_reset(self.transport, on=True)
 
@@ -126,6 +146,9 @@ class Sending:
             _set_reset(transport, on=True)
             _disconnect(transport)
             transport.abort()
+        elif self.protocol is not None:
+            # It was given back, and others may have it: it is closed after them.
+            self.protocol.force_close()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
@@ -134,6 +157,8 @@ class Sending:
 class _TooLargeError(Exception):
     """The answer is larger than ``max_answer``."""
 
+
+_LOG: Final = logging.getLogger("aio_agentapi")
 
 _Connect: TypeAlias = Callable[
     [aiohttp.ClientRequest], Awaitable[aiohttp.connector.Connection]
@@ -174,36 +199,30 @@ def _disconnect(transport: asyncio.BaseTransport) -> None:
     ctypes.CDLL(None).connect(found.fileno(), _NOWHERE, len(_NOWHERE))
 
 
-def _holds_something(transport: asyncio.BaseTransport) -> bool:
-    """Tell whether the kernel has something of a connection that nobody has read."""
-    found = transport.get_extra_info("socket")
-    number = -1 if found is None else found.fileno()
-    if number < 0:
-        return False
-    look = select.poll()
-    look.register(number, select.POLLIN)
-    return bool(look.poll(0))
-
-
 # struct sockaddr of AF_UNSPEC.
 _NOWHERE: Final = struct.pack("H14x", socket.AF_UNSPEC)
 
 
 # As aiohttp brings it: mocks and tracers put their own in its place.
-_REQUEST: Final = aiohttp.ClientSession._request  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
+_REQUEST: Final = getattr(aiohttp.ClientSession, "_request", None)
 
 
-class _Connector(aiohttp.TCPConnector):
+class _Noting(Connector):
     """
-    Connections that are fit for a request, and tell who got one.
+    Tells who got a connection, where aiohttp asks for one.
 
     Only who got one can have sent anything. It is noted by the task, which aiohttp
     connects in: a context may be shared by several.
     """
 
-    without: dict[asyncio.Task[object] | None, Sending]
-    # Those that were taken before.
-    used: weakref.WeakSet[asyncio.BaseProtocol]
+    def __init__(
+        self,
+        without: dict[asyncio.Task[object] | None, Sending],
+        connections: Connections,
+        **options: Any,  # noqa: ANN401 - aiohttp's
+    ) -> None:
+        self.without = without
+        super().__init__(connections, **options)
 
     async def connect(
         self,
@@ -211,44 +230,38 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
     ) -> aiohttp.connector.Connection:
+        task = asyncio.current_task()
+        if task in self.without:
+            self.without[task].asked = True
         connection = await self.fit(req, traces, timeout)
-        sending = self.without.pop(asyncio.current_task(), None)
+        sending = self.without.pop(task, None)
         if sending is not None:
             sending.take(connection)
+            self.fill(connection, sending.size)
         return connection
 
-    async def fit(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as above
-    ) -> aiohttp.connector.Connection:
-        """
-        Connect, and close what has something on it that nobody had asked for.
 
-        aiohttp looks when a connection is given back, and not when it is taken: an
-        answer that came meanwhile would be taken for the next request's. It may be in
-        the kernel still, where the loop was busy.
+# What the short road needs that aiohttp does not document.
+_NEEDED: Final[Mapping[type, tuple[str, ...]]] = {
+    aiohttp.ClientSession: ("_request",),
+    aiohttp.TCPConnector: ("connect", "_create_connection", "_release"),
+    ResponseHandler: ("read", "set_response_params", "should_close"),
+    aiohttp.StreamReader: ("at_eof", "readany", "total_bytes"),
+}
 
-        Raises:
-            _NoConnectionError: A new one has something on it already, or its end.
-        """
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol, transport = connection.protocol, connection.transport
-            if protocol is None or transport is None:
-                return connection
-            is_new = protocol not in self.used
-            if is_new:
-                self.used.add(protocol)
-            # What TLS sends by itself on a new one is no answer.
-            looks = not (is_new and req.is_ssl())
-            if not (protocol.should_close or (looks and _holds_something(transport))):
-                return connection
-            connection.close()
-            if is_new:
-                # Another one would be no better: whoever calls waits before he tries.
-                raise _NoConnectionError
+
+def _missing(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Return what the short road needs and this version of aiohttp does not have."""
+    found = [
+        f"{kind.__name__}.{name}"
+        for kind, names in _NEEDED.items()
+        for name in names
+        if not hasattr(kind, name)
+    ]
+    with contextlib.suppress(Exception):
+        if hasattr(ResponseHandler(loop), "_waiter"):
+            return found
+    return [*found, "ResponseHandler._waiter"]
 
 
 @attrs.define(eq=False, repr=False)
@@ -262,11 +275,19 @@ class Transport:
         secret: The token that goes with every request.
 
         settings: Proxy, TLS and the time to connect.
+
+        connections: What is shared with the other sessions of a manager.
     """
 
     _base_url: str = attrs.field(alias="base_url")
     _secret: Secret = attrs.field(alias="secret")
     _settings: Settings = attrs.field(alias="settings")
+    _connections: Connections = attrs.field(
+        alias="connections",
+        default=attrs.Factory(
+            lambda self: Connections(self._settings), takes_self=True
+        ),
+    )
     _http: aiohttp.ClientSession | None = attrs.field(init=False, default=None)
     # The tasks whose request has no connection yet.
     _without: dict[asyncio.Task[object] | None, Sending] = attrs.field(
@@ -278,6 +299,7 @@ class Transport:
     _template: aiohttp.ClientRequest | None = attrs.field(init=False, default=None)
     _heads: dict[str, bytes] = attrs.field(init=False, factory=dict)
     _connect: _Connect = attrs.field(init=False)
+    _connector: Connector = attrs.field(init=False)
 
     def sending(self, *, guarded: bool = False) -> Sending:
         """
@@ -291,7 +313,8 @@ class Transport:
             with contextlib.suppress(Exception):
                 self._open()
         short = self._template is not None
-        resumable = short and aiohttp.ClientSession._request is _REQUEST  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - compared only
+        request = getattr(aiohttp.ClientSession, "_request", None)
+        resumable = short and request is _REQUEST
         return Sending(resumable, guarded)
 
     async def send(self, path: str, text: bytes, sending: Sending) -> Answer:
@@ -324,6 +347,7 @@ class Transport:
         if self._closed:
             msg = "the session is closed. Nothing was sent"
             raise ClosedError(msg)
+        sending.size = len(text)
         try:
             if not sending.resumable:
                 return await self._post(path, text, sending)
@@ -360,6 +384,7 @@ class Transport:
         """Get a connection and write the request, in one piece; it is buffered."""
         template = self._template
         assert template is not None  # noqa: S101 - else no sending is resumable
+        sending.asked = True
         try:
             connection = await self._connect(template)
         except TimeoutError:
@@ -369,8 +394,12 @@ class Transport:
         if protocol is None or protocol.transport is None:
             # It was there, and has gone in the same turn.
             connection.close()
-            raise _NoConnectionError
-        protocol.set_response_params(read_until_eof=True)
+            raise NoConnectionError
+        size = self._settings.max_header_size
+        protocol.set_response_params(
+            read_until_eof=True, max_line_size=size, max_field_size=size
+        )
+        self._connector.fill(connection, sending.size)
         sending.connection = connection
         sending.take(connection)
         head = self._heads.get(path) or self._head(path, template)
@@ -391,6 +420,7 @@ class Transport:
             message, body = await protocol.read()
             while message.code in _INTERIM:
                 message, body = await protocol.read()
+            self._connections.hint(protocol, message.headers.get("Keep-Alive"))
             announced = message.headers.get("Content-Length")
             if announced is not None and int(announced) > limit:
                 raise _TooLargeError
@@ -404,10 +434,7 @@ class Transport:
                 raise _TooLargeError
         sending.connection = None
         transport = connection.transport
-        if transport is not None and transport.get_write_buffer_size():
-            # Answered before it was all sent: the rest would go before the next one.
-            connection.close()
-        elif sending.guarded and transport is not None:
+        if sending.guarded and transport is not None:
             _set_reset(transport, on=False)
         connection.release()
         return Answer(sending.status, b"".join(sending.pieces))
@@ -419,7 +446,8 @@ class Transport:
         try:
             response = await http.post(
                 f"{self._base_url}/v4/{path}",
-                data=text,
+                # aiohttp warns of bytes that are many, and warnings may be errors.
+                data=text if len(text) < _MANY else io.BytesIO(text),
                 # At the last moment, and in no variable of ours.
                 headers={"Authorization": f"Bearer {self._secret.reveal()}"},
                 allow_redirects=False,
@@ -428,7 +456,10 @@ class Transport:
         finally:
             self._without.pop(task, None)
         sending.body = response.content
+        self._connections.hint(sending.protocol, response.headers.get("Keep-Alive"))
         try:
+            if response.status == _PROXY_WANTS_NAME and self._has_plain_proxy():
+                raise _ProxyRefusedError  # noqa: TRY301 - ends its connection as others do
             body = await self._read(response)
         except BaseException:
             response.close()
@@ -457,16 +488,15 @@ class Transport:
     def _open(self) -> aiohttp.ClientSession:
         settings = self._settings
         local = settings.local_address
-        connector = _Connector(
+        self._connector = connector = _Noting(
+            self._without,
+            self._connections,
             # The gate's business: a number here would be a second, hidden queue.
             limit=0,
-            keepalive_timeout=settings.keepalive,
             ssl=True if settings.ssl is None else settings.ssl,
             local_addr=(local, 0) if local else None,
             socket_factory=partial(_socket, unacked=settings.unacked),
         )
-        connector.without = self._without
-        connector.used = weakref.WeakSet()
         # `connect` costs nothing where a pooled connection is at hand.
         timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout)
         self._http = http = aiohttp.ClientSession(
@@ -474,10 +504,15 @@ class Transport:
             headers={"Accept": "application/json", "Content-Type": "application/json"},
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=timeout,
+            max_line_size=settings.max_header_size,
+            max_field_size=settings.max_header_size,
         )
         # The short road knows what it gets, and needs no note of it.
         self._connect = partial(connector.fit, traces=[], timeout=timeout)
-        if settings.proxy is None and not http.trace_configs:
+        if missing := _missing(asyncio.get_running_loop()):
+            told = "this version of aiohttp has no %s: calls cost more of the processor"
+            _LOG.warning(told, ", ".join(missing))
+        elif settings.proxy is None and not http.trace_configs:
             self._template = aiohttp.ClientRequest(
                 "POST",
                 URL(self._base_url),
@@ -500,7 +535,13 @@ class Transport:
     def _translate(self, error: Exception, sending: Sending) -> AgentAPIError:
         # Its class and not its text, which may quote headers.
         what = type(error).__name__
-        if isinstance(error, _NOT_SENT) and not sending.connected:
+        if isinstance(error, _ProxyRefusedError):
+            told = "the proxy wants a user and a password (407)"
+            return NotSentError(f"no connection ({told}). Nothing was sent")
+        if isinstance(error, OSError) and _UNCERTIFIED in str(error):
+            told = "the service wants a certificate of the client"
+            return NotSentError(f"no connection ({told}). Nothing was sent")
+        if not sending.connected and (sending.asked or isinstance(error, _NOT_SENT)):
             why = self._reason(error)
             return NotSentError(f"no connection ({what}{why}). Nothing was sent")
         if isinstance(error, _TooLargeError):
@@ -513,6 +554,10 @@ class Transport:
             f"the connection broke ({what}) before the answer was read."
             " It may have happened"
         )
+
+    def _has_plain_proxy(self) -> bool:
+        """Tell whether it is a proxy, and not the service, that responds first."""
+        return self._settings.proxy is not None and self._base_url.startswith("http:")
 
     def _reason(self, error: BaseException) -> str:
         cause = getattr(error, "os_error", None) or getattr(

@@ -17,7 +17,7 @@ import uvloop
 
 from aio_agentapi import Session, SessionManager, Settings, _store
 from aio_agentapi.sandbox import Sandbox, SandboxProcess
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, begin
 from tests.watch import watch
 
 pytest_plugins = ["tests.processes", "tests.scheduling"]
@@ -60,14 +60,24 @@ OK_INFO = (
 TOKEN = "11111111-2222-3333-4444-555555555555"
 
 
+def limit(item: pytest.Item) -> float:
+    """Return how many seconds a test may take."""
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0] if mark else item.config.getini("timeout"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests more time where that is asked for."""
     if PATIENCE == 1:
         return
     for item in items:
-        mark = item.get_closest_marker("timeout")
-        seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
-        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
+        seconds = limit(item) * PATIENCE
+        item.add_marker(pytest.mark.timeout(seconds), append=False)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin a test's time."""
+    begin(limit(item))
 
 
 def eager() -> asyncio.AbstractEventLoop:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import selectors
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
+
+import pytest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,13 +24,30 @@ PATIENCE: Final = float(os.environ.get("AGENTAPI_TEST_PATIENCE", "1"))
 _LOOK: Final = 0.002
 
 
+class _Limit:
+    """Until when the test that runs may wait, by the system's clock."""
+
+    over = math.inf
+
+
+_limit = _Limit()
+
+
+def begin(seconds: float) -> None:
+    """Begin the time limit of a test; none where it is zero."""
+    _limit.over = time.monotonic() + (seconds or math.inf)
+
+
 async def look_again() -> None:
     """
     Let others run before a test looks once more whether something has happened.
 
     A test says ``while not there: await look_again()``. How long that may last is the
-    time limit of the test, which it does not come near: it is only for what hangs.
+    time limit of the test, which it does not come near: it is only for what hangs. It
+    is looked at here as well, since a loop may swallow what an alarm raises in it.
     """
+    if time.monotonic() > _limit.over:
+        pytest.fail("what is waited for has not happened within the test's time limit")
     # The one place where a test waits for a while.
     await asyncio.sleep(_LOOK)
 

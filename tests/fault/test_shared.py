@@ -101,13 +101,12 @@ async def watched(store: RedisServer) -> AsyncGenerator[list[Row]]:
                 if told[0] == "HSET" and told[1].endswith(":members"):
                     rows.append(Row(told[2], *map(int, told[3:9])))
 
-        watching = asyncio.ensure_future(watch())
-        try:
+        # When it fails, so does the test, which would wait for rows in vain.
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
             yield rows
-        finally:
             watching.cancel()
-            await asyncio.wait([watching])
-            assert watching.cancelled()
+        assert watching.cancelled()
 
 
 async def progress(workers: list[Worker]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import trustme
 import uvloop
 
-from aio_agentapi import Secret, SessionManager, Settings, _transport
+from aio_agentapi import Secret, SessionManager, Settings, _connections
 from aio_agentapi._transport import Answer, Sending, Transport
 from aio_agentapi.errors import (
     AgentAPIError,
@@ -510,7 +510,7 @@ async def test_a_peer_that_speaks_first_is_not_asked(
     def holds(_: object) -> bool:
         return True
 
-    monkeypatch.setattr(_transport, "_holds_something", holds)
+    monkeypatch.setattr(_connections, "holds_something", holds)
     async with (
         served(OK) as server,
         SessionManager(server.base_url, settings=Settings(attempts=3)) as manager,

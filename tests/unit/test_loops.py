@@ -1,4 +1,4 @@
-"""The loops that the tests can be run in."""
+"""What the tests run in: their loops, their time, and who runs which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import asyncio
 import os
 import sys
 
+import pytest
 import uvloop
+
+from tests import waiting
+from tests.scheduling import Scheduler
 
 
 async def test_tests_run_in_the_loop_that_is_asked_for() -> None:
@@ -18,3 +22,26 @@ async def test_tests_run_in_the_loop_that_is_asked_for() -> None:
         found = "asyncio" if loop.get_task_factory() is None else "eager"
     assert loop.get_debug() == sys.flags.dev_mode
     assert os.environ.get("AGENTAPI_TEST_LOOP", "asyncio") == found
+
+
+async def test_a_wait_ends_with_the_time_of_its_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An alarm that is raised in a callback is swallowed by the loop."""
+    await waiting.look_again()
+    monkeypatch.setattr(waiting._limit, "over", 0.0)
+    with pytest.raises(pytest.fail.Exception):
+        await waiting.look_again()
+
+
+@pytest.mark.parametrize(
+    ("test", "scope"),
+    [
+        ("tests/fault/test_partition.py::test_a[b]", "tests/fault/test_partition.py"),
+        ("tests/unit/test_gate.py::test_a[b]", "tests/unit/test_gate.py::test_a[b]"),
+    ],
+)
+def test_what_sets_something_up_once_stays_together(test: str, scope: str) -> None:
+    """All others go wherever there is time."""
+    # Without the workers that it would ask for.
+    assert Scheduler.__new__(Scheduler)._split_scope(test) == scope

@@ -82,6 +82,9 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "paths": PATHS,
         "allow_plain_http": False,
         "max_answer": 64 * 1024 * 1024,
+        "max_connection_age": 300.0,
+        "max_connections": None,
+        "max_header_size": 64 * 1024,
     }
     assert expected == attrs.asdict(settings, recurse=False)
 

@@ -106,18 +106,6 @@ class Silent(Transport):
         raise AssertionError(path, text, sending)
 
 
-class Trickle(Sending):
-    """An answer of which there is always as much more."""
-
-    more: int = 0
-    turns: int = 0
-
-    def read(self) -> int:
-        """Return more than the last time."""
-        self.turns += 1
-        return self.turns * self.more
-
-
 def exchanges() -> Exchanges:
     """Make those of a session that nothing answers."""
     settings = Settings()
@@ -152,21 +140,6 @@ async def test_cutting_ends_every_exchange_that_runs() -> None:
     assert await waiting
     assert isinstance(exchange.outcome, NotSentError)
     assert not made.running
-
-
-@pytest.mark.parametrize(("more", "turns"), [(1, 501), (0, 4)])
-async def test_an_answer_that_trickles_is_not_waited_for_without_end(
-    more: int, turns: int
-) -> None:
-    """Some hundred turns of the loop when its time is over; few if nothing comes."""
-    made = exchanges()
-    exchange = start(made)
-    exchange.sending = trickle = Trickle()
-    trickle.more = more
-    async with asyncio.timeout(10):
-        assert not await exchange.wait(asyncio.get_running_loop().time())
-    assert trickle.turns == turns
-    await asyncio.wait(made.cut())
 
 
 async def test_a_call_that_ends_before_its_deadline_is_answered(box: Sandbox) -> None:
