@@ -158,7 +158,7 @@ class _TooLargeError(Exception):
     """The answer is larger than ``max_answer``."""
 
 
-_LOG: Final = logging.getLogger("aio_agentapi")
+_LOG: Final = logging.getLogger("aio_agentapi.connections")
 
 _Connect: TypeAlias = Callable[
     [aiohttp.ClientRequest], Awaitable[aiohttp.connector.Connection]

@@ -668,12 +668,14 @@ async def test_proxies(box: Sandbox, tmp_path: Path) -> None:
     assert told.rows["proxy"]["told"] == (
         "127.0.0.1:9; HTTP_PROXY of the environment not used"
     )
-    for wrong in ("socks5://127.0.0.1:9", "127.0.0.1:9", "http://a:b", "http://a..b"):
+    for wrong in ("socks5://127.0.0.1:9", "127.0.0.1:9"):
+        (await through(wrong)).wrong("config", "proxy: needs 'http://'", "set it right")
+    for wrong in ("http://a:b", "http://a..b"):
         (await through(wrong)).wrong("proxy", "no address of a proxy", "http://")
     refusal = answering(f"<p>{PASSWORD}</p>".encode(), 407)
     async with serving(refusal) as url:
         told = await through(url.replace("//", f"//anna:{PASSWORD}@"))
-    told.wrong("answer", "HTTP 407", "a proxy or a login is in between")
+    told.wrong("answer", "the proxy wants a user", "settings of proxy")
     async with serving(_forwarding(box)) as url:
         told = await through(url)
     assert (told.code, told.rows["clock"]["told"]) == (0, "not seen through a proxy")
