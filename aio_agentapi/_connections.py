@@ -17,12 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import re
 import select
 import sys
+import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -47,7 +49,7 @@ _MARGIN: Final = 1.0
 _HINT: Final = re.compile(r"\btimeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 # Bytes of a request that go into the kernel at once, whatever is on its way already.
-_AT_ONCE: Final = 4096
+AT_ONCE: Final = 4096
 
 
 class NoConnectionError(Exception):
@@ -62,23 +64,27 @@ class Line:
     Attributes:
         owner: Whose it is.
 
-        born: The loop's time when it was opened.
+        ends: The loop's time from which it is too old.
 
         kept: Seconds that it may be idle.
 
         until: The loop's time until which it may be used again, once it is idle.
 
-        is_new: Whether it has not been used yet.
-
         spoilt: Whether it is not to be used again, as its last user has found.
+
+        poll: What looks at its socket in the kernel; None where there is none.
     """
 
     owner: Connector
-    born: float
+    ends: float
     kept: float
     until: float = 0.0
-    is_new: bool = True
     spoilt: bool = False
+    poll: select.poll | None = None
+
+    def holds_something(self) -> bool:
+        """Tell whether the kernel has something that nobody has read."""
+        return self.poll is not None and bool(self.poll.poll(0))
 
 
 @attrs.define(eq=False)
@@ -98,28 +104,24 @@ class Connections:
     _waiting: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _most: int = attrs.field(init=False)
+    # The loop's, from the first connection on.
+    clock: Callable[[], float] = attrs.field(init=False, default=time.monotonic)
 
     def __attrs_post_init__(self) -> None:
         self._most = self.settings.max_connections or _most_of_this_process()
 
-    def reused(self, protocol: ResponseHandler) -> bool:
-        """Take an idle connection; tell whether it may be used again."""
-        line = self._busy(protocol)
-        if line is None:
-            return True
-        now, age = asyncio.get_running_loop().time(), self.settings.max_connection_age
-        return now < line.until and (age is None or now < line.born + age)
-
-    def returned(self, protocol: ResponseHandler) -> None:
+    def returned(self, protocol: ResponseHandler, line: Line | None) -> None:
         """Keep a connection that is idle from now on."""
-        line, loop = self.lines.get(protocol), asyncio.get_running_loop()
         if line is not None:
-            line.until = loop.time() + line.kept
+            until = self.clock() + line.kept
+            line.until = min(line.ends, until)
             self.idle[protocol] = line
             line.owner.resting += 1
             if self._timer is None:
+                loop = asyncio.get_running_loop()
                 self._timer = loop.call_at(line.until, self._sweep)
-        self.wake()
+        if self._waiting:
+            self.wake()
 
     def wake(self) -> None:
         """Let the next one that waits look whether there is room now."""
@@ -129,15 +131,15 @@ class Connections:
                 waiter.set_result(None)
                 return
 
-    def hint(self, protocol: ResponseHandler | None, header: str | None) -> None:
+    def hint(self, protocol: ResponseHandler | None, header: str) -> None:
         """Take note of a response's ``Keep-Alive``, of a connection in use or idle."""
         line = None if protocol is None else self.lines.get(protocol)
-        found = None if header is None else _HINT.search(header)
+        found = _HINT.search(header)
         if line is None or found is None:
             return
         told = float(found[1])
         kept = min(self.settings.keepalive, max(told / 2, told - _MARGIN))
-        line.until += kept - line.kept
+        line.until += min(0.0, kept - line.kept)
         line.kept = kept
 
     async def room(self, owner: Connector) -> None:
@@ -175,8 +177,14 @@ class Connections:
 
     def opened(self, owner: Connector, protocol: ResponseHandler) -> None:
         """Take note of a new connection."""
-        now = asyncio.get_running_loop().time()
-        self.lines[protocol] = Line(owner, now, self.settings.keepalive)
+        self.clock = asyncio.get_running_loop().time
+        age = self.settings.max_connection_age
+        ends = math.inf if age is None else self.clock() + age
+        line = self.lines[protocol] = Line(owner, ends, self.settings.keepalive)
+        found = extra(protocol.transport, "socket")
+        if found is not None and found.fileno() >= 0:
+            line.poll = select.poll()
+            line.poll.register(found.fileno(), select.POLLIN)
 
     def closed(self, protocol: ResponseHandler) -> None:
         """Forget a connection, and let somebody else have its descriptor."""
@@ -262,61 +270,62 @@ class Connector(aiohttp.TCPConnector):
         Raises:
             NoConnectionError: A new one has something on it already, or its end.
         """
+        shared = self.shared
+        is_next = False
         while True:
-            connection = await self._get_one(req, traces, timeout)
+            if not (self.resting or is_next):
+                await shared.room(self)
+            try:
+                connection = await super().connect(req, traces, timeout)
+            except (OSError, aiohttp.ClientConnectionError) as error:
+                # What comes free is this one's: it does not stand in line anew.
+                is_next = await self._recovered(error)
+                if not is_next:
+                    raise
+                continue
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:
                 return connection
-            line = self.shared.lines.get(protocol)
-            is_new = line is not None and line.is_new
+            line = shared.idle.pop(protocol, None)
             if line is not None:
-                line.is_new = False
-            # What TLS sends by itself on a new one is no response.
-            looks = not (is_new and req.is_ssl())
-            if (
-                self.shared.reused(protocol)
-                and not getattr(protocol, "should_close", False)
-                and not (looks and holds_something(transport))
-            ):
+                self.resting -= 1
+                is_new = False
+                is_fit = shared.clock() < line.until and not line.holds_something()
+            else:
+                is_new = True
+                line = shared.lines.get(protocol)
+                # What TLS sends by itself on a new one is no response.
+                is_fit = line is None or req.is_ssl() or not line.holds_something()
+            if is_fit and not protocol.should_close:
                 return connection
             connection.close()
             if is_new:
                 # Another one would be no better: whoever calls waits before it tries.
                 raise NoConnectionError
 
-    async def _get_one(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as above
-    ) -> Connection:
-        """Connect, or take an idle one, as soon as there is a descriptor for it."""
-        await self.shared.room(self)
-        while True:
-            try:
-                return await super().connect(req, traces, timeout)
-            except (OSError, aiohttp.ClientConnectionError) as error:
-                # It may have moved.
-                self.clear_dns_cache()
-                if _has_descriptors() and not _is_for_want_of_one(error):
-                    raise
-                if not self.shared.give_up():
-                    if not self.shared.has_any():
-                        raise
-                    await self.shared.change()
+    async def _recovered(self, error: Exception) -> bool:
+        """Wait for a descriptor, if that was what was missing; tell whether it was."""
+        # It may have moved.
+        self.clear_dns_cache()
+        if _has_descriptors() and not _is_for_want_of_one(error):
+            return False
+        if not self.shared.give_up():
+            if not self.shared.has_any():
+                return False
+            await self.shared.change()
+        return True
 
-    def fill(self, connection: Connection, size: int) -> None:
+    def fill(self, connection: Connection) -> None:
         """
-        Take note that a request is written to a connection.
+        Take note that a request of more than ``AT_ONCE`` bytes is written.
 
-        Under TLS nobody can tell how much of it the kernel has taken: after one that
-        may have been too large for it the connection is not used again.
+        Under TLS nobody can tell how much of it the kernel has taken: the connection is
+        not used again.
         """
-        protocol = connection.protocol
+        protocol, transport = connection.protocol, connection.transport
         line = None if protocol is None else self.shared.lines.get(protocol)
-        transport = connection.transport
-        if line is not None and size > _AT_ONCE and transport is not None:
-            line.spoilt = transport.get_extra_info("ssl_object") is not None
+        if line is not None and transport is not None:
+            line.spoilt = extra(transport, "ssl_object") is not None
 
     async def _create_connection(
         self,
@@ -336,20 +345,18 @@ class Connector(aiohttp.TCPConnector):
         *,
         should_close: bool = False,
     ) -> None:
-        line, transport = self.shared.lines.get(protocol), protocol.transport
-        if (
-            should_close
-            or getattr(protocol, "should_close", False)
-            or (line is not None and line.spoilt)
-            # A response before all of its request was sent: the rest would be next.
-            or (transport is not None and transport.get_write_buffer_size())
-        ):
-            _abort(protocol)
-            self.shared.closed(protocol)
-            super()._release(key, protocol, should_close=True)
+        shared, transport = self.shared, protocol.transport
+        line = shared.lines.get(protocol)
+        # A response before all of its request was sent: the rest would be next.
+        is_full = transport is not None and transport.get_write_buffer_size()
+        spoilt = should_close or is_full or (line is not None and line.spoilt)
+        super()._release(key, protocol, should_close=bool(spoilt))
+        if protocol.transport is not None:
+            shared.returned(protocol, line)
         else:
-            super()._release(key, protocol)
-            self.shared.returned(protocol)
+            if transport is not None:
+                transport.abort()
+            shared.closed(protocol)
 
 
 def _abort(protocol: ResponseHandler) -> None:
@@ -358,15 +365,13 @@ def _abort(protocol: ResponseHandler) -> None:
         protocol.transport.abort()
 
 
-def holds_something(transport: asyncio.BaseTransport) -> bool:
-    """Tell whether the kernel has something of a connection that nobody has read."""
-    found = transport.get_extra_info("socket")
-    number = -1 if found is None else found.fileno()
-    if number < 0:
-        return False
-    look = select.poll()
-    look.register(number, select.POLLIN)
-    return bool(look.poll(0))
+def extra(transport: asyncio.BaseTransport | None, name: str) -> Any:  # noqa: ANN401 - as asyncio gives it
+    """Return what asyncio tells of a connection; None where it has ended."""
+    try:
+        return None if transport is None else transport.get_extra_info(name)
+    except AttributeError:
+        # Under TLS it has parted from what would know.
+        return None
 
 
 def _most_of_this_process() -> int:

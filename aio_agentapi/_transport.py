@@ -35,7 +35,13 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.tracing import Trace
 from yarl import URL
 
-from aio_agentapi._connections import Connections, Connector, NoConnectionError
+from aio_agentapi._connections import (
+    AT_ONCE,
+    Connections,
+    Connector,
+    NoConnectionError,
+    extra,
+)
 from aio_agentapi._settings import Settings
 from aio_agentapi._types import Secret
 from aio_agentapi.errors import (
@@ -181,7 +187,7 @@ _LINGER: Final = struct.Struct("ii" if os.name != "nt" else "hh")
 
 def _set_reset(transport: asyncio.BaseTransport, *, on: bool) -> None:
     """Say whether closing a connection resets it and forgets what is not sent yet."""
-    found = transport.get_extra_info("socket")
+    found = extra(transport, "socket")
     # None where a mock is in its place; without a number where it is closed already.
     if found is None or found.fileno() < 0:
         return
@@ -191,7 +197,7 @@ def _set_reset(transport: asyncio.BaseTransport, *, on: bool) -> None:
 
 def _disconnect(transport: asyncio.BaseTransport) -> None:
     """Take a connection back from the kernel, also where a forked process has it."""
-    found = transport.get_extra_info("socket")
+    found = extra(transport, "socket")
     if found is None or found.fileno() < 0 or not sys.platform.startswith("linux"):
         return
     # Nobody closes it where somebody else has it, and no method of Python's sockets
@@ -237,7 +243,8 @@ class _Noting(Connector):
         sending = self.without.pop(task, None)
         if sending is not None:
             sending.take(connection)
-            self.fill(connection, sending.size)
+            if sending.size > AT_ONCE:
+                self.fill(connection)
         return connection
 
 
@@ -399,7 +406,8 @@ class Transport:
         protocol.set_response_params(
             read_until_eof=True, max_line_size=size, max_field_size=size
         )
-        self._connector.fill(connection, sending.size)
+        if sending.size > AT_ONCE:
+            self._connector.fill(connection)
         sending.connection = connection
         sending.take(connection)
         head = self._heads.get(path) or self._head(path, template)
@@ -420,7 +428,8 @@ class Transport:
             message, body = await protocol.read()
             while message.code in _INTERIM:
                 message, body = await protocol.read()
-            self._connections.hint(protocol, message.headers.get("Keep-Alive"))
+            if (kept := message.headers.get("Keep-Alive")) is not None:
+                self._connections.hint(protocol, kept)
             announced = message.headers.get("Content-Length")
             if announced is not None and int(announced) > limit:
                 raise _TooLargeError
@@ -456,7 +465,8 @@ class Transport:
         finally:
             self._without.pop(task, None)
         sending.body = response.content
-        self._connections.hint(sending.protocol, response.headers.get("Keep-Alive"))
+        if (kept := response.headers.get("Keep-Alive")) is not None:
+            self._connections.hint(sending.protocol, kept)
         try:
             if response.status == _PROXY_WANTS_NAME and self._has_plain_proxy():
                 raise _ProxyRefusedError  # noqa: TRY301 - ends its connection as others do

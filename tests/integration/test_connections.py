@@ -306,6 +306,29 @@ async def test_no_common_version_of_tls(
                 await manager.session(TOKEN).agents.info()
 
 
+async def test_a_peer_that_speaks_first_under_tls(
+    road: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """What it says may end the connection while it is taken; it is told as any end."""
+
+    async def loud(_: object, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        writer.write(b"HTTP/1.1 junk\r\n\r\n")
+        await writer.drain()
+
+    connections: list[asyncio.StreamWriter] = []
+    async with listening(loud, tls[0]) as port:
+        async with managed(Service(port=port), ssl=tls[1], attempts=2) as manager:
+            session = manager.session(TOKEN)
+            calls = [session.agents.info() for _ in range(20)]
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(error) for error in ended} <= {
+                NotSentError,
+                OutcomeUnknownError,
+            }, road
+        assert len(connections) <= 40
+
+
 # Not used again.
 
 

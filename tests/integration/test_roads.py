@@ -510,7 +510,7 @@ async def test_a_peer_that_speaks_first_is_not_asked(
     def holds(_: object) -> bool:
         return True
 
-    monkeypatch.setattr(_connections, "holds_something", holds)
+    monkeypatch.setattr(_connections.Line, "holds_something", holds)
     async with (
         served(OK) as server,
         SessionManager(server.base_url, settings=Settings(attempts=3)) as manager,
