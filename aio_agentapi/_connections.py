@@ -101,7 +101,7 @@ class Connections:
     # In the order in which they were given back.
     idle: dict[ResponseHandler, Line] = attrs.field(init=False, factory=dict)
     _opening: int = attrs.field(init=False, default=0)
-    _waiting: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
+    waiting: deque[asyncio.Future[None]] = attrs.field(init=False, factory=deque)
     _timer: asyncio.TimerHandle | None = attrs.field(init=False, default=None)
     _most: int = attrs.field(init=False)
     # The loop's, from the first connection on.
@@ -120,13 +120,13 @@ class Connections:
             if self._timer is None:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_at(line.until, self._sweep)
-        if self._waiting:
+        if self.waiting:
             self.wake()
 
     def wake(self) -> None:
         """Let the next one that waits look whether there is room now."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
+        while self.waiting:
+            waiter = self.waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -143,10 +143,15 @@ class Connections:
         line.kept = kept
 
     async def room(self, owner: Connector) -> None:
-        """Wait until a session may open one more connection, or has an idle one."""
-        if not self._waiting and self._is_free(owner):
+        """
+        Wait until a session may open one more connection, or has an idle one.
+
+        Whoever comes later waits behind, also with an idle one of its own: a session
+        that calls without end would keep its connections from all others.
+        """
+        if not self.waiting and self._is_free(owner):
             return
-        while not owner.resting:
+        while True:
             await self.change()
             if self._is_free(owner):
                 return
@@ -154,7 +159,7 @@ class Connections:
     async def change(self) -> None:
         """Wait until a connection is given back, or closed; each wakes one."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        self.waiting.append(waiter)
         try:
             await waiter
         except BaseException:
@@ -182,7 +187,8 @@ class Connections:
         ends = math.inf if age is None else self.clock() + age
         line = self.lines[protocol] = Line(owner, ends, self.settings.keepalive)
         found = extra(protocol.transport, "socket")
-        if found is not None and found.fileno() >= 0:
+        # Windows has no poll().
+        if found is not None and found.fileno() >= 0 and hasattr(select, "poll"):
             line.poll = select.poll()
             line.poll.register(found.fileno(), select.POLLIN)
 
@@ -207,6 +213,12 @@ class Connections:
                 return True
         return False
 
+    def prune(self) -> None:
+        """Forget those that have ended: peers close idle ones without a word."""
+        for protocol in [p for p in self.lines if not p.is_connected()]:
+            self._busy(protocol)
+            self.lines.pop(protocol)
+
     def _busy(self, protocol: ResponseHandler) -> Line | None:
         """Take a connection from the idle ones."""
         line = self.idle.pop(protocol, None)
@@ -217,10 +229,7 @@ class Connections:
     def _is_free(self, owner: Connector) -> bool:
         if owner.resting or len(self.lines) + self._opening < self._most:
             return True
-        # Peers close idle ones without a word to anybody.
-        for protocol in [p for p in self.lines if not p.is_connected()]:
-            self._busy(protocol)
-            self.lines.pop(protocol)
+        self.prune()
         return len(self.lines) + self._opening < self._most or self.give_up()
 
     def _sweep(self) -> None:
@@ -273,7 +282,7 @@ class Connector(aiohttp.TCPConnector):
         shared = self.shared
         is_next = False
         while True:
-            if not (self.resting or is_next):
+            if not is_next and (shared.waiting or not self.resting):
                 await shared.room(self)
             try:
                 connection = await super().connect(req, traces, timeout)
@@ -333,6 +342,10 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as above
     ) -> ResponseHandler:
+        if self.resting:
+            # There was an idle one when this began, and aiohttp has found it closed.
+            self.shared.prune()
+            await self.shared.room(self)
         with self.shared.opening():
             protocol = await super()._create_connection(req, traces, timeout)
         self.shared.opened(self, protocol)

@@ -173,3 +173,32 @@ async def test_one_that_its_peer_has_closed_is_not_counted() -> None:
     opened(shared, owner, idle=False).is_open = False
     await shared.room(cast("Connector", owner))
     assert shared.lines == {}
+
+
+@in_virtual_time
+async def test_a_busy_session_does_not_keep_its_connection_from_others() -> None:
+    """What it gives back is for whoever has waited, not for its own next call."""
+    shared, busy, other = Connections(Settings(max_connections=1)), Owner(), Owner()
+    connection, served = opened(shared, busy, idle=False), list[str]()
+
+    async def enter(owner: Owner, name: str) -> None:
+        await shared.room(cast("Connector", owner))
+        served.append(name)
+
+    waiting = asyncio.create_task(enter(other, "other"))
+    await asyncio.sleep(1)
+    back(shared, connection)
+    # In the same turn of the loop, and in the next: before and after the other's.
+    await asyncio.wait([waiting, asyncio.create_task(enter(busy, "busy"))], timeout=1)
+    assert served == ["other", "busy"]
+    assert not connection.is_open
+
+
+@in_virtual_time
+async def test_idle_connections_that_have_ended_are_forgotten() -> None:
+    """They count for nobody."""
+    shared, owner = Connections(Settings(max_connections=1)), Owner()
+    opened(shared, owner).is_open = False
+    assert owner.resting == 1
+    shared.prune()
+    assert (owner.resting, shared.lines, shared.idle) == (0, {}, {})
