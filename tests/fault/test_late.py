@@ -120,7 +120,9 @@ async def test_abandoned_calls_never_meet_a_full_service(*, own: bool) -> None:
         assert ends["left"]
         assert ends.total() == 1_000
         assert (gauge.busy, state.busy_answers) == (0, 0)
-        assert 40 < gauge.peak <= 50
+        # How many of them reach the service at once is the machine's business.
+        assert state.peak == 50
+        assert gauge.peak <= 50
         if own:
             # Some left before theirs was sent, and some in the line.
             assert ends["answered"] + state.late_answers <= gauge.served
