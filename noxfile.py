@@ -26,9 +26,10 @@ CORE = (
     "tests/contract",
     *(
         f"tests/integration/test_{name}.py"
-        for name in ("calls", "gate", "payments", "roads", "life")
+        for name in ("calls", "connections", "gate", "payments", "roads", "life")
     ),
     "tests/fault/test_cancel.py",
+    "tests/fault/test_own_responses.py",
     "tests/fault/test_late.py",
 )
 
