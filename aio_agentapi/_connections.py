@@ -174,9 +174,6 @@ class Connections:
         self._opening += 1
         try:
             yield
-        except BaseException:
-            self.wake()
-            raise
         finally:
             self._opening -= 1
 
@@ -290,8 +287,13 @@ class Connector(aiohttp.TCPConnector):
                 # What comes free is this one's: it does not stand in line anew.
                 is_next = await self._recovered(error)
                 if not is_next:
+                    shared.wake()
                     raise
                 continue
+            except BaseException:
+                # What this one has not taken is another's.
+                shared.wake()
+                raise
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None:
                 return connection

@@ -528,6 +528,41 @@ async def test_connections_have_a_bound_over_all_sessions(
         assert len(service.requests) == 120
 
 
+async def test_a_descriptor_is_waited_for_and_not_asked_for_again_and_again(
+    road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call tries once; then one goes on with each connection that comes back."""
+    over, tried = asyncio.Event(), list[object]()
+    create = aiohttp.TCPConnector._create_connection
+
+    async def scarce(self: aiohttp.TCPConnector, *args: Any) -> ResponseHandler:
+        tried.append(self)
+        if len(tried) > 1:
+            # All try before the first one fails.
+            await asyncio.sleep(0)
+            raise OSError(errno.EMFILE, "too many open files")
+        return await create(self, *args)
+
+    async def held(
+        _: Service, __: bytes, ___: object, writer: asyncio.StreamWriter
+    ) -> None:
+        await over.wait()
+        writer.write(response())
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "_create_connection", scarce)
+    async with running(held) as service, managed(service) as manager:
+        session = manager.session(TOKEN)
+        calls = [asyncio.create_task(session.agents.info()) for _ in range(6)]
+        while len(tried) < 6 or not service.requests:
+            await look_again()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(tried) == 6, road
+        over.set()
+        assert {agent.name for agent in await asyncio.gather(*calls)} == {"x"}
+        assert service.connections == 1
+
+
 CROWD: Final = """
 import asyncio, resource, sys
 from aio_agentapi import SessionManager, Settings
